@@ -1,0 +1,1 @@
+"""The dialect is being written."""

@@ -1,0 +1,1 @@
+"""One asyncio client for people who live between CRMs."""

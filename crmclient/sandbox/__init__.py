@@ -1,0 +1,1 @@
+"""Embedded servers that speak the vendors' APIs from an account kept in SQLite."""
