@@ -1,1 +1,174 @@
-"""One asyncio client for people who live between CRMs."""
+"""One asyncio client for people who live between CRMs: neutral entities, four vendors' dialects behind adapters.
+
+::
+
+    from crmclient import Contact, connect
+
+    async with connect("kommo", account="acme", credentials=token) as crm:
+        me = await crm.contacts.create(Contact(name="Ivan", phones=["+79991234567"]))
+
+Importing this package is cheap: what needs httpx, cattrs or an adapter is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from crmclient.dialect import (
+    START,
+    Cursor,
+    Filter,
+    Made,
+    NotApplied,
+    Page,
+    Rate,
+    Receipt,
+    Refused,
+    Secret,
+    Unknown,
+    Verb,
+)
+from crmclient.entities import (
+    Company,
+    Contact,
+    Deal,
+    Email,
+    FieldType,
+    FieldValue,
+    Kind,
+    Label,
+    Link,
+    Money,
+    Note,
+    NoteKind,
+    Outcome,
+    Phone,
+    Ref,
+    Tag,
+    Task,
+    evolve,
+    origin,
+)
+from crmclient.errors import (
+    AmbiguousWrite,
+    AuthFailed,
+    Banned,
+    ClientClosed,
+    ConnectionLost,
+    CRMError,
+    IncompleteRead,
+    Invalid,
+    Issue,
+    Misconfigured,
+    NotFound,
+    OriginRefused,
+    PartlyDone,
+    RateLimited,
+    ReadOnly,
+    ReauthorizationRequired,
+    Rejected,
+    TransportError,
+    Unavailable,
+    UnknownDialect,
+    Unreachable,
+    Unreadable,
+    Unsupported,
+    UsageError,
+)
+from crmclient.vocabulary import Account, Field, Option, Pipeline, Stage, User
+
+if TYPE_CHECKING:
+    from crmclient.auth import AccessToken, OAuthApp
+    from crmclient.client import Client, Collection, connect
+    from crmclient.registry import dialect_names
+    from crmclient.tokens import FileTokens, MemoryTokens
+
+# What costs an import of httpx or cattrs comes when it is asked for.
+_LATER = {
+    "AccessToken": "auth",
+    "Client": "client",
+    "Collection": "client",
+    "FileTokens": "tokens",
+    "MemoryTokens": "tokens",
+    "OAuthApp": "auth",
+    "connect": "client",
+    "dialect_names": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'crmclient' has no attribute {name!r}")
+    return getattr(import_module(f"crmclient.{_LATER[name]}"), name)
+
+
+__all__ = [
+    "START",
+    "AccessToken",
+    "Account",
+    "AmbiguousWrite",
+    "AuthFailed",
+    "Banned",
+    "CRMError",
+    "Client",
+    "ClientClosed",
+    "Collection",
+    "Company",
+    "ConnectionLost",
+    "Contact",
+    "Cursor",
+    "Deal",
+    "Email",
+    "Field",
+    "FieldType",
+    "FieldValue",
+    "FileTokens",
+    "Filter",
+    "IncompleteRead",
+    "Invalid",
+    "Issue",
+    "Kind",
+    "Label",
+    "Link",
+    "Made",
+    "MemoryTokens",
+    "Misconfigured",
+    "Money",
+    "NotApplied",
+    "NotFound",
+    "Note",
+    "NoteKind",
+    "OAuthApp",
+    "Option",
+    "OriginRefused",
+    "Outcome",
+    "Page",
+    "PartlyDone",
+    "Phone",
+    "Pipeline",
+    "Rate",
+    "RateLimited",
+    "ReadOnly",
+    "ReauthorizationRequired",
+    "Receipt",
+    "Ref",
+    "Refused",
+    "Rejected",
+    "Secret",
+    "Stage",
+    "Tag",
+    "Task",
+    "TransportError",
+    "Unavailable",
+    "Unknown",
+    "UnknownDialect",
+    "Unreachable",
+    "Unreadable",
+    "Unsupported",
+    "UsageError",
+    "User",
+    "Verb",
+    "connect",
+    "dialect_names",
+    "evolve",
+    "origin",
+]

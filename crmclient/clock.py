@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 
 class Clock(Protocol):
@@ -72,7 +73,7 @@ class FakeClock:
 
     async def sleep(self, seconds: float) -> None:
         if seconds <= 0:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             return
         self._count += 1
         woken = anyio.Event()
@@ -82,7 +83,7 @@ class FakeClock:
             while not woken.is_set():
                 seen = self._count
                 for _ in range(self._idle):
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
                     if woken.is_set():
                         return
                 if self._count == seen and self._sleepers[0] is entry:

@@ -1,0 +1,650 @@
+"""Kommo / amoCRM API v4 as a value. Sources: reference kommo-v4, sections named beside each rule."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from crmclient import entities, vocabulary
+from crmclient.auth import Bearer, OAuth2
+from crmclient.dialect import (
+    ALL,
+    COMPLETE,
+    CREATE,
+    READ,
+    UPDATE,
+    Call,
+    Dialect,
+    Filter,
+    Flow,
+    FollowUp,
+    Getting,
+    Listing,
+    Made,
+    Narrow,
+    Nested,
+    Rate,
+    Reply,
+    Resource,
+    Row,
+    Survives,
+    Unparsed,
+    Verb,
+    Writing,
+    array,
+    at_path,
+    by_status,
+    mapping,
+    read,
+)
+from crmclient.entities import Id, Kind, Ref
+from crmclient.errors import (
+    AuthFailed,
+    Banned,
+    CRMError,
+    Issue,
+    NotFound,
+    RateLimited,
+    ReauthorizationRequired,
+    Rejected,
+    Unavailable,
+    Unreadable,
+    Unsupported,
+)
+from crmclient.flows import everything, settled
+from crmclient.formats import Json
+from crmclient.paging import PageNumber, Unpaged
+from crmclient_kommo import codec, wire
+from crmclient_kommo.extras import link_calls
+from crmclient_kommo.wire import API, TYPES
+
+# §3.1, §3.6: the default order is by updated_at and shifts under edits; by id it stands still.
+PAGING = PageNumber(page="page", limit="limit", size=250, order=(("order[id]", "asc"),), next_link=wire.next_link)
+
+# §2.3: a write takes 250 rows; 50 are advised, or a 504 may come.
+BATCH, ADVISED = 250, 50
+
+
+# ------------------------------------------------------------------------------------------------------- the judge
+
+_TRANSIENT = "Возникла системная ошибка"  # §2.4: a 400 that is really transient
+
+
+def judge(call: Call, reply: Reply) -> CRMError | None:
+    """§2.2, §2.4: the status first; HTML is the gateway's, JSON the application's."""
+    verdict = by_status(call, reply)
+    if verdict is None:
+        return None
+    said = mapping(reply.body)
+    # §1.4: the token endpoint tells its reason in `hint`, not in an OAuth `error`.
+    code, detail = said.get("hint") or said.get("title"), said.get("detail")
+    vendor: dict[str, Any] = {
+        "status": reply.status,
+        "request_id": reply.request_id,
+        "code": code if isinstance(code, str) else None,
+        "detail": detail if isinstance(detail, str) else None,
+    }
+    if reply.status == 429:
+        # §2.2: no Retry-After is documented anywhere; the seconds stand in the body.
+        asked = said.get("retry_after")
+        after = float(asked) if isinstance(asked, int) and not isinstance(asked, bool) else None
+        known = verdict.after if isinstance(verdict, RateLimited) else None
+        return RateLimited("too many requests", after=known or after, **vendor)
+    if reply.status == 403 and isinstance(reply.body, Unparsed):
+        return Banned(
+            "the account or this address is blocked for too many requests; only the vendor can lift it", **vendor
+        )
+    if reply.status == 402:
+        return AuthFailed("the account is not paid", **vendor)
+    if reply.status == 400 and call.signed:
+        return _bad_request(call, said, vendor)
+    verdict.code, verdict.detail = vendor["code"], vendor["detail"]
+    return verdict
+
+
+def _bad_request(call: Call, said: Mapping[str, Any], vendor: dict[str, Any]) -> CRMError:
+    complaints = said.get("validation-errors")
+    if not complaints:
+        errors = array(said.get("errors"))
+        if errors and mapping(errors[0]).get("code") == 226:
+            return NotFound("the row is deleted", **vendor)  # §2.4
+        if str(vendor["detail"] or "").startswith(_TRANSIENT):
+            return Unavailable("the server failed for the moment", **vendor)
+        return Rejected(f"{call.method} {call.path} was refused", **vendor)
+    issues = [
+        Issue(
+            rule=_rule(mapping(each)),
+            code=_text(mapping(each).get("code")),
+            detail=_text(mapping(each).get("detail")),
+            path=_text(mapping(each).get("path")),
+            field=_text(mapping(each).get("path")),
+            row=_row(mapping(complaint).get("request_id")),
+        )
+        for complaint in array(complaints)
+        for each in array(mapping(complaint).get("errors"))
+    ]
+    return Rejected(f"{call.method} {call.path} was refused", issues, **vendor)
+
+
+_RULES = {
+    "NotSupportedChoice": "the account has no such value here",
+    "FieldNotExpected": "this may not be sent",
+    "FieldMissing": "this is required",
+    "InvalidType": "this is of the wrong type",
+}
+
+
+def _rule(complaint: Mapping[str, Any]) -> str:
+    return _RULES.get(str(complaint.get("code")), _text(complaint.get("detail")) or "refused")
+
+
+def _text(said: object) -> str | None:
+    return said if isinstance(said, str) else None
+
+
+def _row(request_id: object) -> int | None:
+    text = str(request_id)
+    return int(text) if text.isdecimal() else None
+
+
+def refused_token(verdict: CRMError) -> CRMError:
+    """§1.4: what a refusal of the token endpoint means for the caller."""
+    hint = verdict.code or ""
+    vendor: dict[str, Any] = {"status": verdict.status, "code": verdict.code, "detail": verdict.detail}
+    if verdict.status == 401:
+        return ReauthorizationRequired(
+            "the refresh token was used already or revoked, or the integration was switched off: log in again", **vendor
+        )
+    if "authorization code" in hint:
+        return ReauthorizationRequired(
+            "the authorization code was used already, is older than 20 minutes or is no code: get a new one", **vendor
+        )
+    if "Invalid account" in hint:
+        return AuthFailed("the integration was granted in another account than this host's", **vendor)
+    return AuthFailed("client_id, client_secret or redirect_uri is not the integration's", **vendor)
+
+
+# -------------------------------------------------------------------------------------------------------- envelopes
+
+
+def _listing(word: str, filters: Mapping[str, Narrow], *query: tuple[str, str]) -> Listing:
+    return Listing(
+        call=read(f"{API}/{word}", *query), rows=wire.rows(word), filters=filters, trusted=frozenset({"text"})
+    )
+
+
+def _getting(word: str, *query: tuple[str, str]) -> Getting:
+    def call(id: Id, target: Ref | None) -> Call:
+        return read(at_path(f"{API}/{word}/{{id}}", id=id), *query)
+
+    return Getting(call=call, row=wire.one)
+
+
+def _sendable(row: Row) -> dict[str, Any]:
+    """The row without what may be read and not written: FieldNotExpected otherwise (§4.8)."""
+    sent = dict(row.wire)
+    if "custom_fields_values" in sent:
+        sent["custom_fields_values"] = [
+            {name: part for name, part in custom.items() if name not in _unsent(custom)}
+            for custom in sent["custom_fields_values"]
+        ]
+    return sent
+
+
+def _unsent(custom: Mapping[str, Any]) -> tuple[str, ...]:
+    # field_id or field_code, and the id where both are known.
+    return ("field_name", "field_type", "is_computed", *(("field_code",) if custom.get("field_id") else ()))
+
+
+def _numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """§5: a collection takes an array, and tells its answers apart by request_id."""
+    return [{**_sendable(row), "request_id": row.request_id} for row in rows]
+
+
+def _numbered_contacts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """§4.2: of what a contact embeds only tags may be written; its company is linked afterwards."""
+    sent = _numbered(rows)
+    for row in sent:
+        if "_embedded" in row:
+            row["_embedded"] = {name: part for name, part in row["_embedded"].items() if name == "tags"}
+            if not row["_embedded"]:
+                del row["_embedded"]
+    return sent
+
+
+def _with_ids(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{"id": row.id, **sent} for row, sent in zip(rows, _numbered(rows), strict=True)]
+
+
+def _link_companies(rows: Sequence[Row]) -> list[FollowUp]:
+    """§4.13: contacts are tied to their companies, 250 a request. Tying again changes nothing."""
+    tied = [row for row in rows if mapping(row.wire.get("_embedded")).get("companies")]
+    calls = link_calls(
+        [(Ref(Kind.CONTACT, row.id), Ref(Kind.COMPANY, row.wire["_embedded"]["companies"][0]["id"])) for row in tied]
+    )
+    return [
+        FollowUp(call=call, field="company", rows=tuple(row.number for row in tied[at * BATCH : (at + 1) * BATCH]))
+        for at, call in enumerate(calls)
+    ]
+
+
+def _creating(word: str) -> Writing:
+    return Writing(
+        method="POST",
+        path=lambda row: f"{API}/{word}",
+        wrap=_numbered,
+        unwrap=wire.created(word),
+        batch=BATCH,
+        advised_batch=ADVISED,
+        atomic=True,
+    )
+
+
+def _updating(word: str) -> Writing:
+    return Writing(
+        method="PATCH",
+        path=lambda row: f"{API}/{word}",
+        wrap=_with_ids,
+        unwrap=wire.updated(word),
+        batch=BATCH,
+        advised_batch=ADVISED,
+        atomic=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- filters
+
+
+def _since(field: str, name: str) -> Narrow:
+    def narrow(call: Call, asked: Filter) -> Call:
+        moment: datetime = getattr(asked, name)
+        return call.with_query((f"filter[{field}][from]", str(int(moment.timestamp()))))
+
+    return narrow
+
+
+def _ids(call: Call, asked: Filter) -> Call:
+    return call.with_query(*((f"filter[id][{place}]", str(id)) for place, id in enumerate(asked.ids)))
+
+
+def _by(field: str, name: str) -> Narrow:
+    def narrow(call: Call, asked: Filter) -> Call:
+        return call.with_query((f"filter[{field}][0]", str(getattr(asked, name).id)))
+
+    return narrow
+
+
+def _stage(call: Call, asked: Filter) -> Call:
+    """§3.5: both keys are mandatory; a stage without its pipeline is looked for here."""
+    if asked.stage is None or asked.pipeline is None:
+        return call
+    return call.with_query(
+        ("filter[statuses][0][pipeline_id]", str(asked.pipeline.id)),
+        ("filter[statuses][0][status_id]", str(asked.stage.id)),
+    )
+
+
+def _target(call: Call, asked: Filter) -> Call:
+    """§3.5: entity_id needs entity_type."""
+    if asked.target is None or asked.target.kind not in TYPES:
+        return call
+    return call.with_query(
+        ("filter[entity_type]", TYPES[asked.target.kind]), ("filter[entity_id][0]", str(asked.target.id))
+    )
+
+
+def _query(call: Call, asked: Filter) -> Call:
+    """§3.4: full-text over filled fields; what it matched only the server knows."""
+    return call.with_query(("query", asked.text or ""))
+
+
+_CARD_FILTERS: Mapping[str, Narrow] = {
+    "updated_since": _since("updated_at", "updated_since"),
+    "created_since": _since("created_at", "created_since"),
+    "ids": _ids,
+    "owner": _by("responsible_user_id", "owner"),
+    "text": _query,
+}
+
+# --------------------------------------------------------------------------------------------------------- resources
+
+_WHO_AND_WHEN: Mapping[str, Survives] = {
+    "owner": ALL,
+    "created_by": ALL,
+    "updated_by": ALL,
+    "created_at": ALL,
+    "updated_at": ALL,
+}
+_CARD: Mapping[str, Survives] = {"name": ALL, "tags": ALL, "fields": ALL, "deleted": READ, **_WHO_AND_WHEN}
+_REACHABLE: Mapping[str, Survives] = {"phones": ALL, "emails": ALL}
+
+_NAMES = {
+    "name": "name",
+    "first_name": "first_name",
+    "last_name": "last_name",
+    "price": "price",
+    "status_id": "stage",
+    "pipeline_id": "pipeline",
+    "responsible_user_id": "owner",
+    "created_by": "created_by",
+    "updated_by": "updated_by",
+    "created_at": "created_at",
+    "updated_at": "updated_at",
+    "closed_at": "closed_at",
+    "text": "text",
+    "complete_till": "due",
+    "task_type_id": "type",
+    "entity_id": "target",
+    "entity_type": "target",
+    "is_completed": "done",
+    "result": "result",
+    "duration": "duration",
+    "note_type": "kind",
+    "params": "params",
+    "id": "id",
+}
+_EMBEDDED = {"tags": "tags", "contacts": "contacts", "companies": "company"}
+_CODES = {codec.PHONE: "phones", codec.EMAIL: "emails", codec.POSITION: "position"}
+
+
+def _neutral(path: str, row: Mapping[str, Any]) -> str | None:
+    """§5: `path` is dotted and relative to the row, as in custom_fields_values.0.values.0.enum_code."""
+    first, *rest = path.split(".")
+    if first == "custom_fields_values":
+        customs = array(row.get(first))
+        place = int(rest[0]) if rest and rest[0].isdecimal() else len(customs)
+        code = mapping(customs[place]).get("field_code") if place < len(customs) else None
+        return _CODES.get(str(code), "fields")
+    if first == "_embedded" and rest:
+        return _EMBEDDED.get(rest[0])
+    if first == "params" and rest == ["text"]:
+        return "text"
+    return _NAMES.get(first)
+
+
+CONTACTS = Resource(
+    entity=entities.Contact,
+    vendor="contacts",
+    decode=codec.decode_contact,
+    encode=codec.encode_contact,
+    surviving=codec.surviving_contact,
+    names=_neutral,
+    fields={
+        **_CARD,
+        **_REACHABLE,
+        "first_name": ALL,
+        "last_name": ALL,
+        "position": ALL,
+        "company": READ | CREATE,
+        "deals": READ,
+    },
+    routes={
+        Verb.LIST: _listing("contacts", _CARD_FILTERS),
+        Verb.GET: _getting("contacts", ("with", "leads")),
+        Verb.CREATE: Writing(
+            method="POST",
+            path=lambda row: f"{API}/contacts",
+            wrap=_numbered_contacts,
+            unwrap=wire.created("contacts"),
+            batch=BATCH,
+            advised_batch=ADVISED,
+            atomic=True,
+            then=_link_companies,
+        ),
+        Verb.UPDATE: _updating("contacts"),
+    },
+)
+
+COMPANIES = Resource(
+    entity=entities.Company,
+    vendor="companies",
+    decode=codec.decode_company,
+    encode=codec.encode_company,
+    surviving=codec.surviving_company,
+    names=_neutral,
+    fields={**_CARD, **_REACHABLE, "contacts": READ, "deals": READ},
+    routes={
+        Verb.LIST: _listing("companies", _CARD_FILTERS),
+        Verb.GET: _getting("companies", ("with", "contacts,leads")),
+        Verb.CREATE: _creating("companies"),
+        Verb.UPDATE: _updating("companies"),
+    },
+)
+
+LEADS = Resource(
+    entity=entities.Deal,
+    vendor="leads",
+    decode=codec.decode_deal,
+    encode=codec.encode_deal,
+    surviving=codec.surviving_deal,
+    names=_neutral,
+    fields={
+        **_CARD,
+        "price": ALL,
+        "pipeline": ALL,
+        "stage": ALL,
+        "outcome": READ,
+        "closed_at": ALL,
+        # §4.1: on PATCH only tags may be embedded.
+        "contacts": READ | CREATE,
+        "company": READ | CREATE,
+    },
+    routes={
+        Verb.LIST: _listing(
+            "leads",
+            {**_CARD_FILTERS, "pipeline": _by("pipeline_id", "pipeline"), "stage": _stage},
+            ("with", "contacts"),
+        ),
+        Verb.GET: _getting("leads", ("with", "contacts")),
+        Verb.CREATE: _creating("leads"),
+        Verb.UPDATE: _updating("leads"),
+    },
+)
+
+TASKS = Resource(
+    entity=entities.Task,
+    vendor="tasks",
+    decode=codec.decode_task,
+    encode=codec.encode_task,
+    surviving=codec.surviving_task,
+    names=_neutral,
+    # §4.4: "text: required on create; complete_till: required on create".
+    required=("text", "due"),
+    fields={
+        **_WHO_AND_WHEN,
+        "text": ALL,
+        "type": ALL,
+        "due": ALL,
+        "duration": ALL,
+        "done": ALL | COMPLETE,
+        "result": READ | UPDATE | COMPLETE,
+        "target": ALL,
+    },
+    routes={
+        Verb.LIST: _listing(
+            "tasks",
+            {
+                "updated_since": _since("updated_at", "updated_since"),
+                "ids": _ids,
+                "owner": _by("responsible_user_id", "owner"),
+                "target": _target,
+            },
+        ),
+        Verb.GET: _getting("tasks"),
+        Verb.CREATE: _creating("tasks"),
+        Verb.UPDATE: _updating("tasks"),
+        # Completing again with the same result changes nothing.
+        Verb.COMPLETE: Writing(
+            method="PATCH",
+            path=lambda row: at_path(f"{API}/tasks/{{id}}", id=row.id),
+            unwrap=lambda reply, rows: (Made(id=rows[0].id),),
+            replayable=True,
+        ),
+    },
+)
+
+
+def _notes_of(target: Ref) -> Call:
+    return read(at_path(f"{API}/{TYPES[target.kind]}/{{id}}/notes", id=target.id))
+
+
+def _one_note(id: Id, target: Ref | None) -> Call:
+    if target is None or target.kind not in TYPES:
+        raise Unsupported("Kommo reads one note only under what it hangs on: give target=Ref(Kind.…, id)")
+    return read(at_path(f"{API}/{TYPES[target.kind]}/{{target}}/notes/{{id}}", target=target.id, id=id))
+
+
+def _notes_path(row: Row) -> str:
+    if row.target is None or row.target.kind not in TYPES:
+        raise Unsupported("a note is written under a contact, a company or a lead: give target=")
+    return f"{API}/{TYPES[row.target.kind]}/notes"
+
+
+def _target_kind(row: Row) -> Kind | None:
+    return row.target.kind if row.target else None
+
+
+NOTES = Resource(
+    entity=entities.Note,
+    vendor="notes",
+    decode=codec.decode_note,
+    encode=codec.encode_note,
+    surviving=codec.surviving_note,
+    names=_neutral,
+    required=("target",),
+    fields={
+        "kind": READ | CREATE,
+        "raw_kind": READ | CREATE,
+        "text": ALL,
+        "params": ALL,
+        "target": READ | CREATE,
+        "owner": ALL,
+        "created_by": ALL,
+        "updated_by": READ,
+        # The vendor's SDK sends it, its page does not list it (§4.5).
+        "created_at": READ | CREATE,
+        "updated_at": READ,
+    },
+    routes={
+        Verb.LIST: Listing(
+            nested=Nested(parents=tuple(TYPES), every=lambda kind: read(f"{API}/{TYPES[kind]}/notes"), of=_notes_of),
+            rows=wire.rows("notes"),
+            filters={"updated_since": _since("updated_at", "updated_since"), "ids": _ids},
+        ),
+        Verb.GET: Getting(call=_one_note, row=wire.one),
+        Verb.CREATE: Writing(
+            method="POST",
+            path=_notes_path,
+            wrap=_numbered,
+            unwrap=wire.created("notes"),
+            batch=BATCH,
+            advised_batch=ADVISED,
+            atomic=True,
+            group_by=_target_kind,
+        ),
+        Verb.UPDATE: Writing(
+            method="PATCH",
+            path=_notes_path,
+            wrap=_with_ids,
+            unwrap=wire.updated("notes"),
+            batch=BATCH,
+            advised_batch=ADVISED,
+            atomic=True,
+            group_by=_target_kind,
+        ),
+    },
+)
+
+USERS = Resource(
+    entity=vocabulary.User,
+    vendor="users",
+    decode=codec.decode_user,
+    fields={"name": READ, "email": READ, "active": READ, "admin": READ},
+    routes={Verb.LIST: _listing("users", {}), Verb.GET: _getting("users")},
+)
+
+PIPELINES = Resource(
+    entity=vocabulary.Pipeline,
+    vendor="pipelines",
+    decode=codec.decode_pipeline,
+    fields={"name": READ, "sort": READ, "main": READ, "archived": READ, "stages": READ},
+    routes={
+        # §3.1: /leads/pipelines ignores page and limit and returns everything.
+        Verb.LIST: Listing(call=read(f"{API}/leads/pipelines"), rows=wire.rows("pipelines"), paging=Unpaged()),
+        Verb.GET: _getting("leads/pipelines"),
+    },
+)
+
+
+def _fields_of(target: Ref) -> Call:
+    raise Unsupported(f"custom fields belong to a kind of rows, not to one {target.kind}")
+
+
+FIELDS = Resource(
+    entity=vocabulary.Field,
+    vendor="custom fields",
+    decode=codec.decode_field,
+    fields={"entity": READ, "code": READ, "name": READ, "type": READ, "raw_type": READ, "options": READ},
+    routes={
+        Verb.LIST: Listing(
+            nested=Nested(
+                parents=tuple(TYPES), every=lambda kind: read(f"{API}/{TYPES[kind]}/custom_fields"), of=_fields_of
+            ),
+            rows=wire.rows("custom_fields"),
+            # §2.3: custom_fields come "up to 50" a page.
+            paging=PageNumber(page="page", limit="limit", size=50, next_link=wire.next_link),
+        )
+    },
+)
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def _account_call() -> Call:
+    return read(f"{API}/account", ("with", "datetime_settings"))
+
+
+def _account() -> Flow[vocabulary.Account]:
+    reply: Reply = yield _account_call()
+    return codec.decode_account(reply.body)
+
+
+def _me() -> Flow[vocabulary.User]:
+    account = yield from settled(lambda context: context.part("account"))
+    id = mapping(account.raw).get("current_user_id")
+    if not isinstance(id, int):
+        raise Unreadable("the account does not name its current_user_id")
+    try:
+        reply: Reply = yield read(at_path(f"{API}/users/{{id}}", id=id))
+    except AuthFailed as refusal:
+        if refusal.status != 403:
+            raise
+        # §4.10: users are shown to admins only; whose token it is, the account has told.
+        return vocabulary.User(id=id)
+    return (yield from settled(lambda context: codec.decode_user(reply.body, context)))
+
+
+def _pipelines() -> Flow[tuple[vocabulary.Pipeline, ...]]:
+    return everything(DIALECT, vocabulary.Pipeline)
+
+
+def _users() -> Flow[tuple[vocabulary.User, ...]]:
+    return everything(DIALECT, vocabulary.User)
+
+
+DIALECT = Dialect(
+    name="kommo",
+    title="Kommo",
+    host="https://{account}.kommo.com",
+    # §2.1: *.amocrm.ru, and the older *.amocrm.com.
+    domains=("kommo.com", "amocrm.ru", "amocrm.com"),
+    format=Json(accept="application/hal+json, application/problem+json, application/json"),
+    paging=PAGING,
+    # §2.2.
+    rate=(Rate(7, 1), Rate(50, 1, scope="account")),
+    auth=(OAuth2(path="/oauth2/access_token", refused=refused_token, grace=True), Bearer()),
+    judge=judge,
+    settings={"account": _account, "me": _me, "pipelines": _pipelines, "users": _users},
+    resources={
+        resource.entity: resource for resource in (CONTACTS, COMPANIES, LEADS, TASKS, NOTES, USERS, PIPELINES, FIELDS)
+    },
+)

@@ -1,0 +1,286 @@
+"""Kommo's shapes, one to one, in its own words. Sources: reference kommo-v4, sections named beside each rule."""
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from attrs import field, frozen
+
+from crmclient.dialect import Made as Written
+from crmclient.dialect import Receipt, Reply, Row, Unknown, array, mapping
+from crmclient.entities import Kind, Label, NoteKind
+from crmclient.errors import AmbiguousWrite, Unreadable
+from crmclient.serial import strict
+
+CONVERTER = strict()
+
+API = "/api/v4"
+
+# The vendor's plural of each kind; paths, links and `entity_type` use it (§4).
+TYPES: Mapping[Kind, str] = {Kind.CONTACT: "contacts", Kind.COMPANY: "companies", Kind.DEAL: "leads"}
+KINDS: Mapping[str, Kind] = {word: kind for kind, word in TYPES.items()}
+
+# §4.8: "PHONE: WORK, WORKDD, MOB, FAX, HOME, OTHER; EMAIL: WORK, PRIV, OTHER".
+LABELS: Mapping[str, Mapping[str, Label]] = {
+    "PHONE": {
+        "WORK": Label.WORK,
+        "WORKDD": Label.WORK_DIRECT,
+        "MOB": Label.MOBILE,
+        "FAX": Label.FAX,
+        "HOME": Label.HOME,
+        "OTHER": Label.OTHER,
+    },
+    "EMAIL": {"WORK": Label.WORK, "PRIV": Label.PRIVATE, "OTHER": Label.OTHER},
+}
+
+# §4.5. What is not here keeps the vendor's word in `raw_kind`.
+NOTE_KINDS: Mapping[str, NoteKind] = {
+    "common": NoteKind.TEXT,
+    "call_in": NoteKind.CALL_IN,
+    "call_out": NoteKind.CALL_OUT,
+    "sms_in": NoteKind.SMS_IN,
+    "sms_out": NoteKind.SMS_OUT,
+    "service_message": NoteKind.SERVICE,
+    "geolocation": NoteKind.LOCATION,
+    "attachment": NoteKind.FILE,
+    "amomail_message": NoteKind.MAIL,
+}
+
+
+@frozen(kw_only=True)
+class Tag:
+    id: int | None = None
+    name: str | None = None
+
+
+@frozen(kw_only=True)
+class Linked:
+    id: int
+    is_main: bool | None = None
+
+
+@frozen(kw_only=True)
+class Embedded:
+    """What a row brings along. A list that is missing was not asked for with ``with`` (§3.3)."""
+
+    tags: list[Tag] | None = None
+    contacts: list[Linked] | None = None
+    companies: list[Linked] | None = None
+    leads: list[Linked] | None = None
+
+
+@frozen(kw_only=True)
+class CustomField:
+    """§4.8. ``values`` stay as they came: their shape follows from the type, and there are twenty types."""
+
+    field_id: int | None = None
+    field_code: str | None = None
+    field_name: str | None = None
+    field_type: str | None = None
+    values: list[dict[str, Any]] | None = None
+
+
+@frozen(kw_only=True)
+class CustomFields:
+    values: list[CustomField] | None = None
+
+
+@frozen(kw_only=True)
+class _Owned:
+    id: int
+    responsible_user_id: int | None = None
+    created_by: int | None = None
+    updated_by: int | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+
+
+@frozen(kw_only=True)
+class Contact(_Owned):
+    """§4.2; companies (§4.3) are the same without first and last name."""
+
+    name: str | None = None
+    first_name: str | None = None
+    last_name: str | None = None
+    is_deleted: bool | None = None
+    custom_fields_values: list[CustomField] | None = None
+    embedded: Embedded = field(factory=Embedded, alias="_embedded")
+
+
+@frozen(kw_only=True)
+class Lead(_Owned):
+    """§4.1."""
+
+    name: str | None = None
+    price: Decimal | None = None
+    status_id: int | None = None
+    pipeline_id: int | None = None
+    closed_at: int | None = None
+    is_deleted: bool | None = None
+    custom_fields_values: list[CustomField] | None = None
+    embedded: Embedded = field(factory=Embedded, alias="_embedded")
+
+
+@frozen(kw_only=True)
+class Task(_Owned):
+    """§4.4. ``result`` is ``[]`` when absent, ``{"text": …}`` when set: PHP's empty array."""
+
+    text: str | None = None
+    complete_till: int | None = None
+    entity_id: int | None = None
+    entity_type: str | None = None
+    task_type_id: int | None = None
+    duration: int | None = None
+    is_completed: bool | None = None
+    result: Any = None
+
+
+@frozen(kw_only=True)
+class Note(_Owned):
+    """§4.5. ``params`` may be PHP's empty array."""
+
+    entity_id: int | None = None
+    note_type: str | None = None
+    params: Any = None
+
+
+@frozen(kw_only=True)
+class Rights:
+    is_admin: bool | None = None
+    is_active: bool | None = None
+
+
+@frozen(kw_only=True)
+class User:
+    """§4.10."""
+
+    id: int
+    name: str | None = None
+    email: str | None = None
+    rights: Rights = field(factory=Rights)
+
+
+@frozen(kw_only=True)
+class Status:
+    """§4.9: type 1 is the unsorted stage; 142 is won and 143 lost in every pipeline."""
+
+    id: int
+    name: str | None = None
+    sort: int | None = None
+    is_editable: bool | None = None
+    color: str | None = None
+    type: int | None = None
+
+
+@frozen(kw_only=True)
+class Statuses:
+    statuses: list[Status] | None = None
+
+
+@frozen(kw_only=True)
+class Pipeline:
+    """§4.9."""
+
+    id: int
+    name: str | None = None
+    sort: int | None = None
+    is_main: bool | None = None
+    is_archive: bool | None = None
+    embedded: Statuses = field(factory=Statuses, alias="_embedded")
+
+
+@frozen(kw_only=True)
+class Enum:
+    id: int
+    value: str
+    sort: int | None = None
+    code: str | None = None
+
+
+@frozen(kw_only=True)
+class FieldDefinition:
+    """§4.7."""
+
+    id: int
+    name: str | None = None
+    code: str | None = None
+    type: str | None = None
+    entity_type: str | None = None
+    enums: list[Enum] | None = None
+
+
+@frozen(kw_only=True)
+class DatetimeSettings:
+    timezone: str | None = None
+
+
+@frozen(kw_only=True)
+class AccountParts:
+    datetime_settings: DatetimeSettings | None = None
+
+
+@frozen(kw_only=True)
+class Account:
+    """§4.11."""
+
+    id: int
+    name: str | None = None
+    subdomain: str | None = None
+    current_user_id: int | None = None
+    currency: str | None = None
+    embedded: AccountParts = field(factory=AccountParts, alias="_embedded")
+
+
+# ------------------------------------------------------------------------------------------------------- envelopes
+
+
+def rows(word: str) -> Callable[[Reply], Sequence[Any]]:
+    """The rows of a list, ``_embedded.{word}``; a 204 without a body is an empty one (§3.1)."""
+
+    def found(reply: Reply) -> Sequence[Any]:
+        if reply.body is None:
+            return ()
+        listed = mapping(mapping(reply.body).get("_embedded")).get(word)
+        if not isinstance(listed, list):
+            raise Unreadable(f"a list was due, with its rows in _embedded.{word}", status=reply.status)
+        return array(listed)  # pyright: ignore[reportUnknownArgumentType]
+
+    return found
+
+
+def one(reply: Reply) -> Any | None:
+    """A single row; a 204 says there is none (§3.2)."""
+    return reply.body
+
+
+def next_link(reply: Reply) -> str | None:
+    """§3.1: absent on the last page, where the method is not one that always sends it."""
+    href = mapping(mapping(mapping(reply.body).get("_links")).get("next")).get("href")
+    return href if isinstance(href, str) else None
+
+
+def created(word: str) -> Callable[[Reply, Sequence[Row]], tuple[Receipt[Any], ...]]:
+    """§5: rows come back in any order, each with the request_id it was sent with."""
+
+    def matched(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
+        ids = {str(each.get("request_id")): each.get("id") for each in map(mapping, rows(word)(reply))}
+        return tuple(_written(ids.get(row.request_id), reply) for row in sent)
+
+    return matched
+
+
+def updated(word: str) -> Callable[[Reply, Sequence[Row]], tuple[Receipt[Any], ...]]:
+    """§5: an update's answer names the ids; only tasks' name the request_id too."""
+
+    def matched(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
+        ids = {each.get("id") for each in map(mapping, rows(word)(reply))}
+        return tuple(_written(row.id if row.id in ids else None, reply) for row in sent)
+
+    return matched
+
+
+def _written(id: Any, reply: Reply) -> Receipt[Any]:
+    if isinstance(id, int) and not isinstance(id, bool):
+        return Written(id=id)
+    said = "the answer to the batch does not name this row: it is unknown whether it was applied"
+    return Unknown(error=AmbiguousWrite(said, status=reply.status, request_id=reply.request_id))

@@ -1,0 +1,420 @@
+"""What every CRM has, in neutral words: values that hold no client, no session and no dialect.
+
+All are attrs classes: frozen, keyword-only, slotted. Change one with ``evolve(contact, name="…")``.
+Times are aware UTC, dates are dates, money is Decimal. A list is a tuple; an empty tuple and ``None`` both mean "empty",
+and which of them a field uses follows from its type.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from attrs import evolve as evolve
+from attrs import field, fields_dict, frozen
+
+Id: TypeAlias = int | str
+
+
+class Kind(StrEnum):
+    """What a reference points at."""
+
+    CONTACT = "contact"
+    COMPANY = "company"
+    DEAL = "deal"
+    TASK = "task"
+    NOTE = "note"
+    USER = "user"
+    PIPELINE = "pipeline"
+    STAGE = "stage"
+    FIELD = "field"
+    TASK_TYPE = "task_type"
+
+
+class Label(StrEnum):
+    """Where a phone rings or a mailbox is read; ``OTHER`` keeps the vendor's word in ``raw_label``."""
+
+    WORK = "work"
+    WORK_DIRECT = "work_direct"
+    MOBILE = "mobile"
+    FAX = "fax"
+    HOME = "home"
+    PRIVATE = "private"
+    OTHER = "other"
+
+
+class NoteKind(StrEnum):
+    """What a note records; ``OTHER`` keeps the vendor's word in ``raw_kind``."""
+
+    TEXT = "text"
+    CALL_IN = "call_in"
+    CALL_OUT = "call_out"
+    SMS_IN = "sms_in"
+    SMS_OUT = "sms_out"
+    SERVICE = "service"
+    FILE = "file"
+    LOCATION = "location"
+    MAIL = "mail"
+    OTHER = "other"
+
+
+class Outcome(StrEnum):
+    """How a deal stands."""
+
+    OPEN = "open"
+    WON = "won"
+    LOST = "lost"
+    UNSORTED = "unsorted"
+
+
+class FieldType(StrEnum):
+    """What a custom field holds; ``OTHER`` keeps the vendor's word in ``raw_type``."""
+
+    TEXT = "text"
+    TEXTAREA = "textarea"
+    NUMBER = "number"
+    BOOL = "bool"
+    SELECT = "select"
+    MULTISELECT = "multiselect"
+    RADIO = "radio"
+    DATE = "date"
+    DATETIME = "datetime"
+    BIRTHDAY = "birthday"
+    URL = "url"
+    MULTITEXT = "multitext"
+    ADDRESS = "address"
+    STREET = "street"
+    LEGAL = "legal"
+    MONEY = "money"
+    FILE = "file"
+    LINKED = "linked"
+    CHAINED = "chained"
+    ITEMS = "items"
+    TRACKING = "tracking"
+    OTHER = "other"
+
+
+@frozen
+class Ref:
+    """A pointer to a row of the same account. ``id`` is None for something known by name only."""
+
+    kind: Kind
+    id: Id | None
+
+
+def origin(dialect: str, account: str, ref: Ref) -> str:
+    """The name of a row outside its account: ``crm:{dialect}:{account}:{kind}:{id}``."""
+    return f"crm:{dialect}:{account}:{ref.kind}:{ref.id}"
+
+
+@frozen(kw_only=True)
+class Link:
+    """A tie to another row. ``name`` is what a dialect gives where it has no row to point at (a company as a string)."""
+
+    ref: Ref = field(kw_only=False)
+    main: bool = False
+    name: str | None = None
+
+
+@frozen(kw_only=True)
+class Money:
+    """An exact amount. ``currency`` is an ISO 4217 word, or None for the account's own."""
+
+    amount: Decimal = field(kw_only=False, converter=lambda given: _decimal(given))
+    currency: str | None = None
+
+
+@frozen(kw_only=True)
+class Phone:
+    """A number as it was typed, never reformatted."""
+
+    value: str = field(kw_only=False)
+    label: Label = Label.WORK
+    raw_label: str | None = None
+
+
+@frozen(kw_only=True)
+class Email:
+    """An address as it was typed."""
+
+    value: str = field(kw_only=False)
+    label: Label = Label.WORK
+    raw_label: str | None = None
+
+
+@frozen(kw_only=True)
+class Tag:
+    """A word stuck on a row. Tags are equal by name; the id belongs to one account and one kind of entity."""
+
+    name: str = field(kw_only=False)
+    id: Id | None = field(default=None, eq=False)
+
+
+FieldContent: TypeAlias = str | Decimal | bool | date | datetime
+
+
+@frozen(kw_only=True)
+class FieldValue:
+    """What one custom field holds. Name it by ``field`` (an id of this account) or by ``code``.
+
+    ``values`` are str, Decimal, bool, date or datetime by ``type``; of a select it is the option's text.
+    """
+
+    values: tuple[FieldContent, ...] = field(kw_only=False, converter=lambda given: _plain(given))
+    field: Ref | None = None
+    code: str | None = None
+    name: str | None = None
+    type: FieldType = FieldType.TEXT
+
+
+T = TypeVar("T")
+
+
+def _same(given: T) -> T:
+    return given
+
+
+def _decimal(given: object) -> Decimal:
+    if isinstance(given, float):
+        raise TypeError(f"money is exact: write Decimal('{given}') or '{given}', not a float")
+    if not isinstance(given, Decimal | int | str) or isinstance(given, bool):
+        raise TypeError(f"money is a Decimal, an int or a str of digits, not {type(given).__name__}")
+    return Decimal(given)
+
+
+def _parts(given: Any, make: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """A tuple of parts from whatever a person finds natural to write; a bare string is one part, never letters."""
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        return (make(given),)
+    return tuple(make(each) for each in given)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _named(part: Callable[[str], Any]) -> Callable[[Any], Any]:
+    def convert(given: Any) -> Any:
+        return part(given) if isinstance(given, str) else given
+
+    return convert
+
+
+def _phones(given: Any) -> tuple[Phone, ...]:
+    return _parts(given, _named(Phone))
+
+
+def _emails(given: Any) -> tuple[Email, ...]:
+    return _parts(given, _named(Email))
+
+
+def _tags(given: Any) -> tuple[Tag, ...]:
+    return _parts(given, _named(Tag))
+
+
+def _plain(given: Any) -> tuple[Any, ...]:
+    return _parts(given, _same)
+
+
+def _price(given: Any) -> Money | None:
+    return given if given is None or isinstance(given, Money) else Money(given)
+
+
+def _to(kind: Kind) -> Any:
+    """A link from what is at hand: a Link, a Ref, an entity that was read or made, an id, or a name."""
+
+    def convert(given: Any) -> Any:
+        if given is None or isinstance(given, Link):
+            return given
+        if isinstance(given, Ref):
+            return Link(given)
+        if isinstance(given, Entity):
+            return Link(given.ref)
+        if isinstance(given, int) and not isinstance(given, bool):
+            return Link(Ref(kind, given))
+        if isinstance(given, str):
+            return Link(Ref(kind, None), name=given)
+        raise TypeError(f"a link to a {kind} is a Link, Ref, {kind.title()}, id or name, not {type(given).__name__}")
+
+    return convert
+
+
+def _all_to(kind: Kind) -> Any:
+    one = _to(kind)
+
+    def convert(given: Any) -> tuple[Any, ...]:
+        return _parts(given, one)
+
+    return convert
+
+
+def _ref_to(kind: Kind) -> Any:
+    def convert(given: Any) -> Any:
+        if given is None or isinstance(given, Ref):
+            return given
+        if isinstance(given, int | str) and not isinstance(given, bool):
+            return Ref(kind, given)
+        found = getattr(given, "ref", None)
+        if isinstance(found, Ref):
+            return found
+        raise TypeError(f"a reference to a {kind} is a Ref, an id or a {kind}, not {type(given).__name__}")
+
+    return convert
+
+
+def _target(given: Any) -> Any:
+    if given is None or isinstance(given, Ref):
+        return given
+    if isinstance(given, Entity):
+        return given.ref
+    raise TypeError(f"a target is a Ref or an entity, not {type(given).__name__}: an id alone does not say of what")
+
+
+def _aware(instance: Any, attribute: Any, given: Any) -> None:
+    if given is None:
+        return
+    if not isinstance(given, datetime):
+        raise TypeError(f"{type(instance).__name__}.{attribute.name} is a datetime, not {type(given).__name__}")
+    if given.tzinfo is None:
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} has no time zone: write datetime(…, tzinfo=UTC) or a ZoneInfo"
+        )
+
+
+def _moment() -> Any:
+    return field(default=None, validator=_aware)
+
+
+@frozen(kw_only=True)
+class Entity:
+    """What the five have in common.
+
+    ``raw`` is what the server said, untouched; it counts neither for equality nor for repr. After a create it is what
+    was sent, so that a later update sends only what changed. ``unread`` names the fields this reading did not bring:
+    unread is not empty.
+    """
+
+    KIND: ClassVar[Kind]
+
+    id: Id | None = None
+    owner: Ref | None = field(default=None, converter=_ref_to(Kind.USER))
+    created_at: datetime | None = _moment()
+    updated_at: datetime | None = _moment()
+    created_by: Ref | None = field(default=None, converter=_ref_to(Kind.USER))
+    updated_by: Ref | None = field(default=None, converter=_ref_to(Kind.USER))
+    deleted: bool = False
+    raw: Any = field(default=None, eq=False, repr=False)
+    unread: frozenset[str] = field(default=frozenset(), eq=False, repr=False)
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.KIND, self.id)
+
+
+@frozen(kw_only=True)
+class Contact(Entity):
+    """A person."""
+
+    KIND = Kind.CONTACT
+
+    name: str | None = None
+    first_name: str | None = None
+    last_name: str | None = None
+    position: str | None = None
+    phones: tuple[Phone, ...] = field(default=(), converter=_phones)
+    emails: tuple[Email, ...] = field(default=(), converter=_emails)
+    company: Link | None = field(default=None, converter=_to(Kind.COMPANY))
+    deals: tuple[Link, ...] = field(default=(), converter=_all_to(Kind.DEAL))
+    tags: tuple[Tag, ...] = field(default=(), converter=_tags)
+    fields: tuple[FieldValue, ...] = field(default=(), converter=_plain)
+
+
+@frozen(kw_only=True)
+class Company(Entity):
+    """An organisation."""
+
+    KIND = Kind.COMPANY
+
+    name: str | None = None
+    phones: tuple[Phone, ...] = field(default=(), converter=_phones)
+    emails: tuple[Email, ...] = field(default=(), converter=_emails)
+    contacts: tuple[Link, ...] = field(default=(), converter=_all_to(Kind.CONTACT))
+    deals: tuple[Link, ...] = field(default=(), converter=_all_to(Kind.DEAL))
+    tags: tuple[Tag, ...] = field(default=(), converter=_tags)
+    fields: tuple[FieldValue, ...] = field(default=(), converter=_plain)
+
+
+@frozen(kw_only=True)
+class Deal(Entity):
+    """A sale on its way. A stage is known by (pipeline, stage): ids of won and lost repeat in each pipeline."""
+
+    KIND = Kind.DEAL
+
+    name: str | None = None
+    price: Money | None = field(default=None, converter=_price)
+    pipeline: Ref | None = field(default=None, converter=_ref_to(Kind.PIPELINE))
+    stage: Ref | None = field(default=None, converter=_ref_to(Kind.STAGE))
+    outcome: Outcome | None = None
+    closed_at: datetime | None = _moment()
+    contacts: tuple[Link, ...] = field(default=(), converter=_all_to(Kind.CONTACT))
+    company: Link | None = field(default=None, converter=_to(Kind.COMPANY))
+    tags: tuple[Tag, ...] = field(default=(), converter=_tags)
+    fields: tuple[FieldValue, ...] = field(default=(), converter=_plain)
+
+
+@frozen(kw_only=True)
+class Task(Entity):
+    """Something to do by a time, about a contact, a company or a deal."""
+
+    KIND = Kind.TASK
+
+    text: str | None = None
+    type: Ref | None = field(default=None, converter=_ref_to(Kind.TASK_TYPE))
+    due: datetime | None = _moment()
+    duration: timedelta | None = None
+    done: bool = False
+    result: str | None = None
+    target: Ref | None = field(default=None, converter=_target)
+
+
+@frozen(kw_only=True)
+class Note(Entity):
+    """Something that was said or happened, kept with a contact, a company or a deal.
+
+    ``params`` holds what the kind needs beyond its text, in the vendor's words.
+    """
+
+    KIND = Kind.NOTE
+
+    kind: NoteKind = NoteKind.TEXT
+    raw_kind: str | None = None
+    text: str | None = None
+    params: Mapping[str, Any] = field(factory=dict[str, Any])
+    target: Ref | None = field(default=None, converter=_target)
+
+
+# Not the caller's to set: they say how the value came about.
+_READING = frozenset({"id", "raw", "unread"})
+
+
+def field_names(entity: type[Any]) -> tuple[str, ...]:
+    """The neutral fields of an entity or a vocabulary class, in order, without id, raw and unread."""
+    return tuple(name for name in fields_dict(entity) if name not in _READING)
+
+
+def filled(entity: Any) -> frozenset[str]:
+    """The names of the fields that are not empty. False is the emptiness of a flag."""
+    return frozenset(name for name in field_names(entity.__class__) if not is_empty(getattr(entity, name)))
+
+
+def fields_emptied(entity: T, names: Iterable[str]) -> T:
+    """The entity with these fields as empty as a new one's."""
+    defaults = {name: part.default for name, part in fields_dict(type(entity)).items()}  # pyright: ignore[reportArgumentType]
+    return evolve(entity, **{name: _empty(defaults[name]) for name in names})  # pyright: ignore[reportArgumentType]
+
+
+def _empty(default: Any) -> Any:
+    return default.factory() if hasattr(default, "factory") else default
+
+
+def is_empty(content: object) -> bool:
+    return content is None or content is False or content == () or content == {} or content == ""
