@@ -332,7 +332,7 @@ class Verb(StrEnum):
 class Row:
     """One row of a write. ``number`` is its place in what the caller gave and serves as its request id.
 
-    ``reading`` is the whole row as it would now be read, where that is more than what is sent.
+    ``whole`` says that ``wire`` is all there is of the row, and not a change of it.
     """
 
     number: int
@@ -340,7 +340,7 @@ class Row:
     entity: Any
     id: Id | None = None
     target: Ref | None = None
-    reading: dict[str, Any] | None = None
+    whole: bool = False
 
     @property
     def request_id(self) -> str:

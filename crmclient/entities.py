@@ -288,9 +288,9 @@ def _moment() -> Any:
 class Entity:
     """What the five have in common.
 
-    ``raw`` is what the server said, untouched; it counts neither for equality nor for repr. After a create it is what
-    was sent, so that a later update sends only what changed. ``unread`` names the fields this reading did not bring:
-    unread is not empty.
+    ``raw`` is what the server said, untouched; after a create, or an edit that sent everything, it is what was sent.
+    ``unread`` names the fields this reading did not bring: unread is not empty. ``written`` is the row as we last wrote
+    it: an update is compared with it, or else with the reading. These three count neither for equality nor for repr.
     """
 
     KIND: ClassVar[Kind]
@@ -304,6 +304,7 @@ class Entity:
     deleted: bool = False
     raw: Any = field(default=None, eq=False, repr=False)
     unread: frozenset[str] = field(default=frozenset(), eq=False, repr=False)
+    written: Any = field(default=None, eq=False, repr=False)
 
     @property
     def ref(self) -> Ref:
@@ -393,11 +394,11 @@ class Note(Entity):
 
 
 # Not the caller's to set: they say how the value came about.
-_READING = frozenset({"id", "raw", "unread"})
+_READING = frozenset({"id", "raw", "unread", "written"})
 
 
 def field_names(entity: type[Any]) -> tuple[str, ...]:
-    """The neutral fields of an entity or a vocabulary class, in order, without id, raw and unread."""
+    """The neutral fields of an entity or a vocabulary class, in order, without id and what tells of the reading."""
     return tuple(name for name in fields_dict(entity) if name not in _READING)
 
 

@@ -36,7 +36,6 @@ from crmclient.dialect import (
     Walk,
     Writing,
     lost,
-    mapping,
 )
 from crmclient.entities import Kind, Ref, field_names, fields_emptied, filled
 from crmclient.errors import (
@@ -290,7 +289,7 @@ def carried(dialect: Dialect, entity: T, verb: Verb = Verb.CREATE) -> tuple[T, f
     resource = dialect.resource(type(entity))
     through = resource.survivors(verb)
     left: Any = fields_emptied(entity, filled(entity) - through)
-    left = resource.surviving(evolve(left, id=None, raw=None, unread=frozenset()))
+    left = resource.surviving(evolve(left, id=None, raw=None, unread=frozenset(), written=None))
     gone = {name for name in field_names(type(entity)) if getattr(left, name) != getattr(entity, name)}
     return left, frozenset(gone)
 
@@ -332,7 +331,7 @@ def _row_to_create(dialect: Dialect, resource: Resource[Any], number: int, entit
         raise Invalid(f"{resource.name} lacks {', '.join(missing)}", issues)
     _carriable(dialect, resource, entity, fields, Verb.CREATE)
     wire = yield from settled(lambda context: resource.encode(entity, fields, context))
-    return Row(number=number, wire=wire, entity=entity, target=getattr(entity, "target", None))
+    return Row(number=number, wire=wire, entity=entity, target=getattr(entity, "target", None), whole=True)
 
 
 # ------------------------------------------------------------------------------------------------------- creating
@@ -448,9 +447,9 @@ def _completed(row: Row, receipt: Receipt[Any]) -> Receipt[Any]:
     if not isinstance(receipt, Made):
         return receipt
     id = row.id if receipt.id is None else receipt.id
-    known = row.wire if row.reading is None else row.reading
-    reading = known if id is None else {**known, "id": id}
-    return evolve(receipt, id=id, entity=evolve(row.entity, id=id, raw=reading))
+    sent = {**row.wire, "id": id} if row.whole else row.entity.raw
+    entity = evolve(row.entity, id=id, raw=sent, written=None)
+    return evolve(receipt, id=id, entity=evolve(entity, written=entity))
 
 
 def _refusals(resource: Resource[Any], chunk: list[Row], refusal: Rejected) -> dict[int, Receipt[Any]]:
@@ -556,26 +555,24 @@ def _row_to_update(
     if unknown:
         raise Invalid(f"{resource.name} has no field {', '.join(sorted(unknown))} to clear")
     entity = fields_emptied(entity, clear)
-    if entity.raw is None:
+    hand_built = entity.raw is None and entity.written is None
+    if hand_built:
         changed = filled(entity)
     else:
-        before = yield from settled(lambda context: resource.decode(entity.raw, context), target)
+        before = entity.written
+        if before is None:
+            before = yield from settled(lambda context: resource.decode(entity.raw, context), target)
         changed = frozenset(
             name for name in field_names(resource.entity) if getattr(before, name) != getattr(entity, name)
         )
-    # A row that lives under another is addressed by its target; that is no change of it.
-    changed = (
-        changed - ({"target"} if entity.raw is None and "target" not in resource.survivors(Verb.UPDATE) else set())
-    ) | clear
+    if hand_built and "target" not in resource.survivors(Verb.UPDATE):
+        changed -= {"target"}  # it says where the row lives, not what shall change
+    changed |= clear
     if not changed:
         return None
     _carriable(dialect, resource, entity, changed, Verb.UPDATE)
     wire = yield from settled(lambda context: resource.encode(entity, changed, context))
-    # What a later update is compared with: the reading with all that is now known laid over it.
-    through = resource.survivors(Verb.UPDATE)
-    now = yield from settled(lambda context: resource.encode(resource.surviving(entity), through, context))
-    reading = overlaid(mapping(entity.raw), now if entity.raw is not None else wire)
-    return Row(number=number, wire=wire, entity=entity, id=row_id, target=target, reading=reading)
+    return Row(number=number, wire=wire, entity=entity, id=row_id, target=target)
 
 
 def _merged(dialect: Dialect, resource: Resource[Any], route: Merging, row: Row, overwrite: bool) -> Flow[Row]:
@@ -595,7 +592,7 @@ def _merged(dialect: Dialect, resource: Resource[Any], route: Merging, row: Row,
             lacking,
         )
     whole = {} if reading is None else route.whole(reading)
-    return evolve(row, wire=overlaid(whole, row.wire))
+    return evolve(row, wire=overlaid(whole, row.wire), whole=True)
 
 
 def overlaid(whole: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

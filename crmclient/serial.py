@@ -90,6 +90,7 @@ def to_tree(value: object, *, raw: bool = False) -> Any:
         named = {name: getattr(value, name) for name in fields_dict(type(value))}
         if not raw:
             named.pop("raw", None)
+        named.pop("written", None)
         trees = {name: to_tree(part, raw=raw) for name, part in named.items()}
         return {name: tree for name, tree in trees.items() if tree not in (None, [], {}, "")}
     if isinstance(value, Mapping):

@@ -491,13 +491,17 @@ def _encoded_fields(entity: Any, fields: frozenset[str], context: Context) -> li
         return []
     found = [_encoded(value, context) for value in entity.fields]
     named = {(value.field, value.code) for value in entity.fields}
-    if entity.raw is not None:
-        held = {"values": mapping(entity.raw).get("custom_fields_values")}
-        before = structured(CONVERTER, held, wire.CustomFields, "row")
-        for value in _fields(before.values, context):
-            if (value.field, value.code) not in named:
-                found.append(_encoded(evolve(value, values=()), context))
+    for value in _fields_before(entity, context):
+        if (value.field, value.code) not in named:
+            found.append(_encoded(evolve(value, values=()), context))
     return found
+
+
+def _fields_before(entity: Any, context: Context) -> tuple[FieldValue, ...]:
+    if entity.written is not None:
+        return entity.written.fields
+    held = {"values": mapping(entity.raw).get("custom_fields_values")}
+    return _fields(structured(CONVERTER, held, wire.CustomFields, "row").values, context)
 
 
 def _encoded(value: FieldValue, context: Context) -> dict[str, Any]:
