@@ -262,11 +262,15 @@ class Filter:
 
 @frozen(kw_only=True)
 class Made(Generic[E]):
-    """Applied. ``entity`` has its id. ``issues`` name what was asked for beside the row and was not done (a link)."""
+    """Applied. ``entity`` has its id. ``issues`` name what was asked for beside the row and was not done (a link).
+
+    ``known`` are the neutral fields the answer itself tells; ``entity`` has them.
+    """
 
     id: Id | None = None
     entity: E | None = None
     issues: tuple[Issue, ...] = ()
+    known: Mapping[str, Any] = field(factory=dict[str, Any])
 
     def made(self) -> E:
         if self.entity is None:
@@ -330,7 +334,7 @@ class Verb(StrEnum):
 
 @frozen(kw_only=True)
 class Row:
-    """One row of a write. ``number`` is its place in what the caller gave and serves as its request id.
+    """One row of a write. ``number`` is its place in what the caller gave, and ``request_id`` goes along on the wire.
 
     ``whole`` says that ``wire`` is all there is of the row, and not a change of it.
     """
@@ -343,8 +347,15 @@ class Row:
     whole: bool = False
 
     @property
-    def request_id(self) -> str:
-        return str(self.number)
+    def request_id(self) -> int:
+        """Unique in the batch and never 0: a vendor that was given none answers 0."""
+        return self.number + 1
+
+
+def row_number(request_id: object) -> int | None:
+    """The row a vendor speaks of by the request id it was given, as a number or as its digits."""
+    text = str(request_id)
+    return int(text) - 1 if text.isascii() and text.isdecimal() and int(text) > 0 else None
 
 
 class Paging(Protocol):
@@ -360,9 +371,10 @@ class Paging(Protocol):
 
 @frozen(kw_only=True)
 class Nested:
-    """Rows that live under others. ``of`` reads one parent's; ``every`` reads all under one kind of parent.
+    """Rows that live under others. ``of`` reads one parent's; ``every`` lists all under one kind of parent.
 
-    Where there is no ``every``, the parents are walked and each is opened: their details go side by side.
+    Where there is no ``every``, ``of`` opens the parent and shows all its rows at once; to list all rows the parents are
+    walked and opened, their details side by side.
     """
 
     parents: tuple[Kind, ...]

@@ -403,8 +403,13 @@ def field_names(entity: type[Any]) -> tuple[str, ...]:
 
 
 def filled(entity: Any) -> frozenset[str]:
-    """The names of the fields that are not empty. False is the emptiness of a flag."""
-    return frozenset(name for name in field_names(entity.__class__) if not is_empty(getattr(entity, name)))
+    """The names of the fields that say something: neither empty nor what a new one has anyway (a note is a text)."""
+    said: set[str] = set()
+    for name, part in fields_dict(entity.__class__).items():
+        content = getattr(entity, name)
+        if name not in _READING and not is_empty(content) and content != part.default:
+            said.add(name)
+    return frozenset(said)
 
 
 def fields_emptied(entity: T, names: Iterable[str]) -> T:

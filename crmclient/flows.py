@@ -53,6 +53,7 @@ from crmclient.errors import (
     Unsupported,
     UsageError,
 )
+from crmclient.paging import Unpaged
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Listing | Getting | Writing | Merging)
@@ -258,7 +259,9 @@ def _parts(dialect: Dialect, route: Listing, asked: Filter) -> Iterator[_Part]:
         yield _Part(call=route.call, paging=paging, rows=route.rows)
     elif asked.target is not None:
         _under(dialect, nested, asked.target)
-        yield _Part(call=nested.of(asked.target), paging=paging, rows=route.rows, parent=asked.target)
+        # A parent that is opened shows all its rows at once; only where they have a listing of their own are there pages.
+        one_page = Unpaged() if nested.every is None else paging
+        yield _Part(call=nested.of(asked.target), paging=one_page, rows=route.rows, parent=asked.target)
     else:
         for kind in nested.parents:
             if nested.every is not None:
@@ -448,7 +451,7 @@ def _completed(row: Row, receipt: Receipt[Any]) -> Receipt[Any]:
         return receipt
     id = row.id if receipt.id is None else receipt.id
     sent = {**row.wire, "id": id} if row.whole else row.entity.raw
-    entity = evolve(row.entity, id=id, raw=sent, written=None)
+    entity = evolve(row.entity, id=id, raw=sent, written=None, **receipt.known)
     return evolve(receipt, id=id, entity=evolve(entity, written=entity))
 
 

@@ -5,7 +5,7 @@ company) is cut off by the route's envelope.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any
 
@@ -31,7 +31,7 @@ from crmclient.errors import Invalid, Issue
 from crmclient.serial import structured
 from crmclient.vocabulary import zone_named
 from crmclient_kommo import wire
-from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES
+from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES, moment
 
 WON, LOST = 142, 143
 
@@ -133,7 +133,7 @@ def decode_deal(row: Any, context: Context) -> entities.Deal:
         pipeline=Ref(Kind.PIPELINE, read.pipeline_id) if read.pipeline_id else None,
         stage=Ref(Kind.STAGE, read.status_id) if read.status_id else None,
         outcome=_outcome(read.status_id),
-        closed_at=_moment(read.closed_at),
+        closed_at=moment(read.closed_at),
         contacts=_links(Kind.CONTACT, read.embedded.contacts),
         company=Link(Ref(Kind.COMPANY, companies[0].id)) if companies else None,
         tags=_tags(read.embedded),
@@ -186,7 +186,7 @@ def decode_task(row: Any, context: Context) -> entities.Task:
         **_owned(read),
         text=read.text,
         type=Ref(Kind.TASK_TYPE, read.task_type_id) if read.task_type_id is not None else None,
-        due=_moment(read.complete_till),
+        due=moment(read.complete_till),
         duration=timedelta(seconds=read.duration) if read.duration else None,
         done=read.is_completed or False,
         result=said if isinstance(said, str) and said else None,
@@ -334,13 +334,8 @@ def decode_account(row: Any) -> vocabulary.Account:
 # ---------------------------------------------------------------------------------------------------------- parts
 
 
-def _moment(epoch: int | None) -> datetime | None:
-    """Unix seconds; 0 is an empty one."""
-    return datetime.fromtimestamp(epoch, UTC) if epoch else None
-
-
-def _epoch(moment: datetime | None) -> int | None:
-    return int(moment.timestamp()) if moment is not None else None
+def _epoch(at: datetime | None) -> int | None:
+    return int(at.timestamp()) if at is not None else None
 
 
 def _owned(read: Any) -> dict[str, Any]:
@@ -350,8 +345,8 @@ def _owned(read: Any) -> dict[str, Any]:
         "owner": _user(read.responsible_user_id),
         "created_by": _user(read.created_by),
         "updated_by": _user(read.updated_by),
-        "created_at": _moment(read.created_at),
-        "updated_at": _moment(read.updated_at),
+        "created_at": moment(read.created_at),
+        "updated_at": moment(read.updated_at),
     }
 
 
@@ -526,8 +521,8 @@ def _sent(part: Any, context: Context) -> Any:
         raise Invalid("a custom field", [Issue(field="fields", rule="a date, not a datetime")])
     if isinstance(part, date):
         # Negative numbers are refused (§4.8), so a date before 1970 could not be written as one: RFC 3339 can.
-        moment = datetime.combine(part, time(), context.zone)
-        return int(moment.timestamp()) if moment.timestamp() >= 0 else moment.isoformat()
+        midnight = datetime.combine(part, time(), context.zone)
+        return int(midnight.timestamp()) if midnight.timestamp() >= 0 else midnight.isoformat()
     return str(part) if isinstance(part, Decimal) else part
 
 
@@ -555,7 +550,7 @@ def _on_the_second(entity: Any) -> Any:
     """Times travel as whole seconds."""
     changes: dict[str, Any] = {}
     for name in ("created_at", "updated_at", "closed_at", "due"):
-        moment = getattr(entity, name, None)
-        if moment is not None and moment.microsecond:
-            changes[name] = moment.replace(microsecond=0)
+        at = getattr(entity, name, None)
+        if at is not None and at.microsecond:
+            changes[name] = at.replace(microsecond=0)
     return evolve(entity, **changes)

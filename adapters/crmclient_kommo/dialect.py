@@ -35,6 +35,7 @@ from crmclient.dialect import (
     by_status,
     mapping,
     read,
+    row_number,
 )
 from crmclient.entities import Id, Kind, Ref
 from crmclient.errors import (
@@ -117,7 +118,7 @@ def _bad_request(call: Call, said: Mapping[str, Any], vendor: dict[str, Any]) ->
             detail=_text(mapping(each).get("detail")),
             path=_text(mapping(each).get("path")),
             field=_text(mapping(each).get("path")),
-            row=_row(mapping(complaint).get("request_id")),
+            row=row_number(mapping(complaint).get("request_id")),
         )
         for complaint in array(complaints)
         for each in array(mapping(complaint).get("errors"))
@@ -139,11 +140,6 @@ def _rule(complaint: Mapping[str, Any]) -> str:
 
 def _text(said: object) -> str | None:
     return said if isinstance(said, str) else None
-
-
-def _row(request_id: object) -> int | None:
-    text = str(request_id)
-    return int(text) if text.isdecimal() else None
 
 
 def refused_token(verdict: CRMError) -> CRMError:
@@ -197,7 +193,7 @@ def _unsent(custom: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """§5: a collection takes an array, and tells its answers apart by request_id."""
-    return [{**_sendable(row), "request_id": row.request_id} for row in rows]
+    return [{**_sendable(row), "request_id": str(row.request_id)} for row in rows]
 
 
 def _numbered_contacts(rows: Sequence[Row]) -> list[dict[str, Any]]:

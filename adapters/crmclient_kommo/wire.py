@@ -1,10 +1,11 @@
 """Kommo's shapes, one to one, in its own words. Sources: reference kommo-v4, sections named beside each rule."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from crmclient.dialect import Made as Written
 from crmclient.dialect import Receipt, Reply, Row, Unknown, array, mapping
@@ -264,7 +265,7 @@ def created(word: str) -> Callable[[Reply, Sequence[Row]], tuple[Receipt[Any], .
 
     def matched(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
         ids = {str(each.get("request_id")): each.get("id") for each in map(mapping, rows(word)(reply))}
-        return tuple(_written(ids.get(row.request_id), reply) for row in sent)
+        return tuple(_written(ids.get(str(row.request_id)), reply) for row in sent)
 
     return matched
 
@@ -273,10 +274,20 @@ def updated(word: str) -> Callable[[Reply, Sequence[Row]], tuple[Receipt[Any], .
     """§5: an update's answer names the ids; only tasks' name the request_id too."""
 
     def matched(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
-        ids = {each.get("id") for each in map(mapping, rows(word)(reply))}
-        return tuple(_written(row.id if row.id in ids else None, reply) for row in sent)
+        known = {each.get("id"): moment(each.get("updated_at")) for each in map(mapping, rows(word)(reply))}
+        found: list[Receipt[Any]] = []
+        for row in sent:
+            receipt = _written(row.id if row.id in known else None, reply)
+            at = known.get(row.id)
+            found.append(evolve(receipt, known={"updated_at": at}) if isinstance(receipt, Written) and at else receipt)
+        return tuple(found)
 
     return matched
+
+
+def moment(epoch: object) -> datetime | None:
+    """Unix seconds; 0 is an empty one."""
+    return datetime.fromtimestamp(epoch, UTC) if isinstance(epoch, int) and epoch else None
 
 
 def _written(id: Any, reply: Reply) -> Receipt[Any]:

@@ -1,0 +1,5 @@
+"""``python -m crmclient`` is ``crmclient``."""
+
+from crmclient.cli import main
+
+main()

@@ -1,0 +1,319 @@
+"""An account has a name in a file and its secrets elsewhere: in the environment, behind a prompt or in the token store.
+
+::
+
+    # crmclient.toml, in this folder or in ~/.config/crmclient/
+    [profiles.acme]
+    dialect = "kommo"
+    account = "acme"
+
+``CRMCLIENT_CONFIG`` names another file. ``CRMCLIENT_ACME_TOKEN`` or ``CRMCLIENT_ACME_CLIENT_SECRET``, else
+``CRMCLIENT_TOKEN`` or ``CRMCLIENT_CLIENT_SECRET``, hold the secrets; a file that holds one is refused.
+"""
+
+import os
+import re
+import tomllib
+import warnings
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from attrs import field, frozen
+
+from crmclient.auth import AccessToken, OAuthApp
+from crmclient.client import Client, InsecureTransport, connect
+from crmclient.dialect import Dialect, Secret, Token
+from crmclient.errors import Misconfigured, ReauthorizationRequired, UnknownDialect
+from crmclient.registry import dialect as dialect_named
+from crmclient.registry import dialect_names
+from crmclient.tokens import FileTokens, TokenStore, stored_as
+
+Environ: TypeAlias = Mapping[str, str]
+Credentials: TypeAlias = AccessToken | OAuthApp
+Ask: TypeAlias = Callable[[str], str]
+"""Asks a person for a secret, without an echo. Given only where there is a person to ask."""
+
+FILE: Final = "crmclient.toml"
+
+_KEYS: Final = ("dialect", "account", "base_url", "zone", "client_id", "redirect_uri", "tokens")
+# Whatever is spelt like one of these is taken for a secret, and told so, before it is taken for a misspelling.
+_SECRETS: Final = re.compile(
+    r"token|.*_token|.*secret.*|.*password.*|code|.*api_?key|.*hash|credentials", re.IGNORECASE
+)
+# A token with less life than this is not worth beginning a command with.
+_SOON: Final = timedelta(minutes=5)
+
+
+@frozen(kw_only=True)
+class Profile:
+    """One account: which dialect, where, and where its tokens are kept. It holds no secret."""
+
+    name: str
+    dialect: str
+    account: str | None = None
+    base_url: str | None = None
+    zone: str | None = None
+    client_id: str | None = None
+    redirect_uri: str | None = None
+    tokens: Path = field(factory=lambda: token_folder(os.environ))
+
+    @property
+    def speaks(self) -> Dialect:
+        """Raises UnknownDialect, which lists the known ones."""
+        return dialect_named(self.dialect)
+
+    @property
+    def store(self) -> FileTokens:
+        return FileTokens(self.tokens)
+
+    @property
+    def stored_as(self) -> str:
+        """The name this account's token is kept under. Raises Misconfigured where the account is not named."""
+        return stored_as(self.speaks.name, urlsplit(self.address).netloc)
+
+    @property
+    def address(self) -> str:
+        """The base address, checked as ``connect`` checks it."""
+        with warnings.catch_warnings():
+            # Nothing is sent here: whoever connects in earnest is warned then.
+            warnings.simplefilter("ignore", InsecureTransport)
+            return connect(
+                self.speaks, self.account, base_url=self.base_url, credentials=AccessToken("never sent")
+            ).base_url
+
+    @property
+    def takes_oauth(self) -> bool:
+        return any(issubclass(OAuthApp, scheme.credentials) for scheme in self.speaks.auth)
+
+    @property
+    def takes_token(self) -> bool:
+        return any(issubclass(AccessToken, scheme.credentials) for scheme in self.speaks.auth)
+
+
+# --------------------------------------------------------------------------------------------------- finding one
+
+
+def find(
+    where: str,
+    *,
+    account: str | None = None,
+    base_url: str | None = None,
+    environ: Environ = os.environ,
+    cwd: Path | None = None,
+) -> Profile:
+    """The profile of this name; or, for a dialect's name, the account that ``account`` or ``base_url`` says.
+
+    Raises Misconfigured, which lists what is known.
+    """
+    named = account is not None or base_url is not None
+    if named and where in dialect_names():
+        _one_place(f"{where}:", account, base_url)
+        return Profile(name=where, dialect=where, account=account, base_url=base_url, tokens=token_folder(environ))
+    file = config_file(environ, cwd)
+    known = {} if file is None else load(file, environ)
+    if where in known:
+        if named:
+            raise Misconfigured(
+                f"profile {where} says in {file} where its account is; --account and --base-url go with a dialect's name"
+            )
+        return known[where]
+    if where in dialect_names():
+        return Profile(name=where, dialect=where, tokens=token_folder(environ))
+    profiles = (
+        f"{', '.join(known) or 'none'} (in {file})" if file else f"none (there is no {FILE} here or in ~/.config)"
+    )
+    raise Misconfigured(
+        f"there is no profile and no dialect {where!r}; profiles: {profiles}; dialects: {', '.join(dialect_names())}"
+    )
+
+
+def config_file(environ: Environ = os.environ, cwd: Path | None = None) -> Path | None:
+    """The file profiles come from: the one ``CRMCLIENT_CONFIG`` names, else this folder's, else the user's."""
+    chosen = environ.get("CRMCLIENT_CONFIG")
+    if chosen:
+        file = Path(chosen).expanduser()
+        if not file.is_file():
+            raise Misconfigured(f"CRMCLIENT_CONFIG names {file}, and there is no such file")
+        return file
+    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    candidates = ((cwd or Path.cwd()) / FILE, home / "crmclient" / FILE)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def token_folder(environ: Environ = os.environ) -> Path:
+    """Where tokens are kept unless a profile says otherwise."""
+    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "crmclient" / "tokens"
+
+
+def load(file: Path, environ: Environ = os.environ) -> dict[str, Profile]:
+    """All profiles of a file. Raises Misconfigured with the file, the profile and the key that are wrong."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise Misconfigured(f"{file} cannot be read: {getattr(wrong, 'strerror', None) or 'it is no UTF-8'}") from None
+    except tomllib.TOMLDecodeError as wrong:
+        raise Misconfigured(f"{file} is no TOML: {wrong}") from None
+    tables = content.pop("profiles", {})
+    for key in content:
+        raise Misconfigured(f"{file}: unknown key {key!r} at the top; accounts are tables [profiles.NAME]")
+    if not isinstance(tables, dict):
+        raise Misconfigured(f"{file}: profiles are tables [profiles.NAME]")
+    named: dict[str, Any] = tables  # pyright: ignore[reportUnknownVariableType]
+    made = {name: _profile(file, name, table, environ) for name, table in named.items()}
+    spelt: dict[str, str] = {}
+    for name in made:
+        other = spelt.setdefault(variable(name, "TOKEN"), name)
+        if other != name:
+            raise Misconfigured(
+                f"{file}: profiles {other!r} and {name!r} would share the variable {variable(name, 'TOKEN')}; rename one"
+            )
+    return made
+
+
+def _profile(file: Path, name: str, table: Any, environ: Environ) -> Profile:
+    where = f"{file}: profile {name!r}:"
+    if not isinstance(table, dict):
+        raise Misconfigured(f"{where} a profile is a table [profiles.{name}]")
+    given: dict[str, Any] = table  # pyright: ignore[reportUnknownVariableType]
+    for key, content in given.items():
+        if key in _KEYS:
+            if not isinstance(content, str) or not content:
+                raise Misconfigured(f"{where} {key} is a text that is not empty")
+        elif _SECRETS.fullmatch(key):
+            # The content is not shown: it is what must not be seen.
+            kind = "CLIENT_SECRET" if "secret" in key.lower() else "TOKEN"
+            raise Misconfigured(
+                f"{where} {key} is a secret, and secrets do not belong in a file: remove it and set "
+                f"{variable(name, kind)} in the environment, or run `crmclient login {name}`"
+            )
+        else:
+            raise Misconfigured(f"{where} unknown key {key!r}; known are {', '.join(_KEYS)}")
+    if "dialect" not in given:
+        raise Misconfigured(f"{where} it lacks its dialect, one of {', '.join(dialect_names())}")
+    if given["dialect"] not in dialect_names():
+        raise UnknownDialect(
+            f"{where} there is no dialect {given['dialect']!r}; installed are: {', '.join(dialect_names())}"
+        )
+    _one_place(where, given.get("account"), given.get("base_url"))
+    _zone(where, given.get("zone"))
+    # A relative folder is relative to the file that names it, wherever the command is started.
+    tokens = file.parent / Path(given["tokens"]).expanduser() if "tokens" in given else token_folder(environ)
+    plain: dict[str, str] = {key: given[key] for key in given if key != "tokens"}
+    return Profile(name=name, tokens=tokens, **plain)
+
+
+def _one_place(where: str, account: str | None, base_url: str | None) -> None:
+    if account is not None and base_url is not None:
+        raise Misconfigured(f"{where} give account or base_url, not both")
+
+
+def _zone(where: str, name: str | None) -> ZoneInfo | None:
+    try:
+        return None if name is None else ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise Misconfigured(f"{where} {name!r} is no time zone that this machine knows") from None
+
+
+# ------------------------------------------------------------------------------------------------------- secrets
+
+
+def variable(name: str, kind: str) -> str:
+    """The environment variable of a profile's secret: ``CRMCLIENT_ACME_TOKEN``."""
+    return f"CRMCLIENT_{re.sub('[^A-Z0-9]', '_', name.upper())}_{kind}"
+
+
+def secret(name: str, kind: str, environ: Environ = os.environ) -> Secret | None:
+    """A secret from the environment: the profile's own, else the one for all."""
+    found = environ.get(variable(name, kind)) or environ.get(f"CRMCLIENT_{kind}")
+    return Secret(found.strip()) if found and found.strip() else None
+
+
+def credentials(
+    profile: Profile, stored: Token | None, *, environ: Environ = os.environ, ask: Ask | None = None
+) -> Credentials:
+    """What to sign with: a token of the environment; what ``crmclient login`` has stored; or what a person types.
+
+    Raises ReauthorizationRequired or Misconfigured, which say what to set or to run.
+    """
+    token = secret(profile.name, "TOKEN", environ)
+    if token is not None and profile.takes_token:
+        return AccessToken(token)
+    if stored is not None and stored.refresh is None:
+        return AccessToken(stored.access)
+    if profile.takes_oauth and (stored is not None or profile.client_id):
+        return _app(profile, stored, environ, ask)
+    if ask is not None and profile.takes_token:
+        return AccessToken(ask(f"Token of {profile.name}"))
+    raise Misconfigured(
+        f"there are no credentials for {profile.name}: set {variable(profile.name, 'TOKEN')} or CRMCLIENT_TOKEN, "
+        f"or run `crmclient login {profile.name}`"
+    )
+
+
+def _app(profile: Profile, stored: Token | None, environ: Environ, ask: Ask | None) -> Credentials:
+    """An integration, which can renew; without its secret, the stored token while it lives."""
+    name, known = profile.name, profile.client_id is not None and profile.redirect_uri is not None
+    app_secret = secret(name, "CLIENT_SECRET", environ)
+    if stored is None:
+        raise ReauthorizationRequired(f"nobody has logged in to {name} yet: run `crmclient login {name}`")
+    lives = stored.expires_at is not None and stored.expires_at - _SOON > datetime.now(UTC)
+    if app_secret is None and lives and profile.takes_token:
+        return AccessToken(stored.access)
+    if app_secret is None and known and ask is not None:
+        app_secret = Secret(ask(f"Client secret of {name}"))
+    if app_secret is not None and profile.client_id is not None and profile.redirect_uri is not None:
+        return OAuthApp(client_id=profile.client_id, client_secret=app_secret, redirect_uri=profile.redirect_uri)
+    lacks = [] if known else [f"client_id and redirect_uri in a profile of {FILE}"]
+    lacks += [] if app_secret is not None else [f"{variable(name, 'CLIENT_SECRET')} in the environment"]
+    raise Misconfigured(
+        f"the stored token of {name} has expired, and renewing it takes {' and '.join(lacks)}; "
+        f"or run `crmclient login {name}` again"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- connecting
+
+
+async def stored_token(profile: Profile) -> Token | None:
+    """What ``crmclient login`` has stored for this account, if anything."""
+    return await profile.store.load(profile.stored_as)
+
+
+def connected(
+    profile: Profile,
+    given: Credentials,
+    *,
+    tokens: TokenStore | None = None,
+    read_only: bool = False,
+    **more: Any,
+) -> Client:
+    """A client of this account. Like ``connect`` it does not touch the network."""
+    return connect(
+        profile.speaks,
+        profile.account,
+        base_url=profile.base_url,
+        credentials=given,
+        tokens=tokens or profile.store,
+        zone=_zone(f"profile {profile.name!r}:", profile.zone),
+        read_only=read_only,
+        **more,
+    )
+
+
+@asynccontextmanager
+async def opened(
+    where: str, *, read_only: bool = False, environ: Environ = os.environ, cwd: Path | None = None
+) -> AsyncGenerator[Client]:
+    """A client of a profile, for programs: nobody is asked anything.
+
+    ``async with opened("acme") as crm: …``
+    """
+    profile = find(where, environ=environ, cwd=cwd)
+    given = credentials(profile, await stored_token(profile), environ=environ)
+    async with connected(profile, given, read_only=read_only) as crm:
+        yield crm

@@ -1,0 +1,153 @@
+"""Everything that is run on this project, on whatever Pythons are here. `nox` alone is the whole check.
+
+The tests run on the wheel, not on the tree. Each phase has a budget, printed beside what it took.
+"""
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+
+HERE = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+VERSIONS = ("3.11", "3.12", "3.13")
+EXTRAS = "cli,sandbox"
+
+_BUDGETS = {"lint": 30, "types": 60, "tests": 240, "e2e": 120, "wheel": 60}  # seconds
+_TOOK: dict[str, float] = {}
+
+
+def _python(version):
+    """A Python of this version that really starts: pyenv leaves commands on the PATH that only complain."""
+    beside = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python3"))
+    for command in (shutil.which(f"python{version}"), sys.executable, *map(str, beside)):
+        if command is None:
+            continue
+        asked = [command, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if told.returncode == 0 and told.stdout.strip() == version:
+            return command
+    return None
+
+
+PRESENT = {version: found for version in VERSIONS if (found := _python(version))}
+
+
+def phase(name):
+    def decorate(session_function):
+        @functools.wraps(session_function)
+        def timed(session):
+            begun = time.monotonic()
+            try:
+                session_function(session)
+            finally:
+                _TOOK[name] = _TOOK.get(name, 0) + time.monotonic() - begun
+
+        return timed
+
+    return decorate
+
+
+@atexit.register
+def _tell():
+    for name, took in _TOOK.items():
+        print(f"{name}: {took:.0f} s of {_BUDGETS[name]} s{'' if took <= _BUDGETS[name] else '  OVER BUDGET'}")
+
+
+def _group(name):
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+def _wheel(session):
+    """The wheel of this tree, built once a run."""
+    folder = HERE / ".nox" / "wheel"
+    if os.environ.get("CRMCLIENT_WHEEL_BUILT") != str(os.getpid()):
+        shutil.rmtree(folder, ignore_errors=True)
+        session.install("build")
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
+        os.environ["CRMCLIENT_WHEEL_BUILT"] = str(os.getpid())
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@nox.session
+@phase("lint")
+def lint(session):
+    """ruff: rules and format."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+@phase("types")
+def types(session):
+    """pyright strict, for every Python we promise."""
+    session.install("-e", f".[{EXTRAS}]", *_group("types"))
+    for version in VERSIONS:
+        session.run("pyright", "--pythonversion", version)
+
+
+def _tests_on(version, python):
+    @nox.session(name=f"tests-{version}", python=python, default=True)
+    @phase("tests")
+    def tests(session):
+        session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+        session.run("pytest", "-m", "not e2e", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
+
+    tests.__doc__ = f"The tests on the wheel, with Python {version}."
+    return tests
+
+
+for _version, _found in PRESENT.items():
+    globals()[f"tests_{_version}"] = _tests_on(_version, _found)
+
+
+@nox.session(python=False)
+def tests(session):
+    """The tests on every Python present; those that are not are named."""
+    missing = [version for version in VERSIONS if version not in PRESENT]
+    session.log(f"Pythons: {', '.join(PRESENT)}; missing: {', '.join(missing) or 'none'}")
+    for version in PRESENT:
+        session.notify(f"tests-{version}", session.posargs)
+
+
+@nox.session
+@phase("e2e")
+def e2e(session):
+    """Processes and real servers: the only tests that may wait on the wall clock."""
+    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+    session.run("pytest", "-m", "e2e", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
+
+
+@nox.session
+@phase("wheel")
+def wheel(session):
+    """The wheel in a clean environment: the bare one first, then with its extras."""
+    built = _wheel(session).as_uri()
+    session.install(f"crmclient @ {built}")
+    os.chdir(session.create_tmp())  # nothing of the tree in reach
+    session.run("python", "-W", "error", "-c", "import crmclient; crmclient.connect; print(crmclient.dialect_names())")
+    session.run("crmclient", "dialects", success_codes=[1], silent=True)  # says which extra is missing
+    session.install(f"crmclient[{EXTRAS}] @ {built}")
+    session.run("crmclient", "dialects")
+
+
+@nox.session(default=False)
+def demo(session):
+    """The main job on the embedded sandboxes."""
+    session.install(f".[{EXTRAS}]")
+    session.run("crmclient", "demo", *session.posargs)
+
+
+nox.options.sessions = ["lint", "types", "tests", "e2e", "wheel"]
