@@ -77,7 +77,7 @@ from crmclient.errors import (
 from crmclient.vocabulary import Account, Field, Option, Pipeline, Stage, User
 
 if TYPE_CHECKING:
-    from crmclient.auth import AccessToken, OAuthApp
+    from crmclient.auth import AccessToken, Login, LoginEachCall, OAuthApp
     from crmclient.client import Client, Collection, connect
     from crmclient.registry import dialect_names
     from crmclient.tokens import FileTokens, MemoryTokens
@@ -88,6 +88,8 @@ _LATER = {
     "Client": "client",
     "Collection": "client",
     "FileTokens": "tokens",
+    "Login": "auth",
+    "LoginEachCall": "auth",
     "MemoryTokens": "tokens",
     "OAuthApp": "auth",
     "connect": "client",
@@ -129,6 +131,8 @@ __all__ = [
     "Kind",
     "Label",
     "Link",
+    "Login",
+    "LoginEachCall",
     "Made",
     "MemoryTokens",
     "Misconfigured",

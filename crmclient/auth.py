@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from attrs import evolve, field, frozen
 
-from crmclient.dialect import Call, Context, Flow, Need, Reply, Secret, Token, mapping
-from crmclient.errors import AuthFailed, CRMError, ReauthorizationRequired, Rejected, Unreadable
+from crmclient.dialect import Call, Context, Flow, Need, Pairs, Reply, Secret, Token, mapping
+from crmclient.errors import AuthFailed, CRMError, Misconfigured, ReauthorizationRequired, Rejected, Unreadable
 
 
 def _secret(given: "str | Secret") -> Secret:
@@ -33,6 +34,24 @@ class OAuthApp:
     client_secret: Secret = field(converter=_secret)
     redirect_uri: str
     code: Secret | None = field(default=None, converter=_maybe_secret)
+
+
+@frozen
+class Login:
+    """Credentials: a user's login with their API key (``hash``), or with their password, for a session of cookies."""
+
+    login: str
+    hash: Secret | None = field(default=None, kw_only=True, converter=_maybe_secret)
+    password: Secret | None = field(default=None, kw_only=True, converter=_maybe_secret)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.login or bool(self.hash) == bool(self.password):
+            raise Misconfigured("a login comes with a hash or with a password: one of them")
+
+
+@frozen
+class LoginEachCall(Login):
+    """Credentials: the same, sent with every call instead of being exchanged for a session."""
 
 
 def _bearer(call: Call, token: Token) -> Call:
@@ -135,3 +154,79 @@ def _lifetime(given: object, otherwise: timedelta) -> timedelta:
     except ValueError:
         return otherwise
     return timedelta(seconds=seconds) if 0 < seconds < 10**9 else otherwise
+
+
+@frozen
+class LoginNames:
+    """The names a vendor's form has for a login and what comes with it."""
+
+    login: str
+    hash: str
+    password: str
+
+    def form(self, credentials: Login) -> dict[str, str]:
+        if credentials.hash is not None:
+            return {self.login: credentials.login, self.hash: credentials.hash.reveal()}
+        assert credentials.password is not None  # noqa: S101  one of the two, as Login has checked
+        return {self.login: credentials.login, self.password: credentials.password.reveal()}
+
+
+@frozen(kw_only=True)
+class SessionLogin:
+    """A login that is answered with cookies, which sign the calls until the session ends, counted from the login.
+
+    ``accepted`` reads the answer, which may say no inside a 200.
+    """
+
+    path: str
+    names: LoginNames
+    accepted: Callable[[Reply], bool]
+    query: Pairs = ()
+    lifetime: timedelta = timedelta(minutes=15)
+    credentials: type[Any] = Login
+
+    def sign(self, call: Call, token: Token) -> Call:
+        return evolve(call, headers={**call.headers, "Cookie": token.access.reveal()})
+
+    def at_hand(self, credentials: Login) -> Token | None:
+        return None
+
+    def obtain(self, credentials: Login) -> Flow[Token]:
+        # Logging in again does no harm; trying a wrong key again does: it ends in a captcha.
+        call = Call("POST", self.path, self.query, body=self.names.form(credentials), signed=False, replayable=True)
+        reply: Reply = yield call
+        if not self.accepted(reply):
+            raise AuthFailed("the login, or its key or password, is wrong", status=reply.status)
+        if not reply.cookies:
+            raise Unreadable("the login was accepted and no session came with it", status=reply.status)
+        context: Context = yield Need()
+        assert context.now is not None  # noqa: S101  the driver always tells the time
+        session = "; ".join(f"{name}={part}" for name, part in reply.cookies.items())
+        return Token(
+            access=Secret(session), renewable=True, issued_at=context.now, expires_at=context.now + self.lifetime
+        )
+
+    def renew(self, credentials: Login, token: Token) -> Flow[Token]:
+        return self.obtain(credentials)
+
+
+@frozen(kw_only=True)
+class LoginInBody:
+    """The login in the body of every call: no session, and nothing to renew."""
+
+    names: LoginNames
+    credentials: type[Any] = LoginEachCall
+
+    def sign(self, call: Call, token: Token) -> Call:
+        return evolve(call, body={**dict(parse_qsl(token.access.reveal())), **(call.body or {})})
+
+    def at_hand(self, credentials: LoginEachCall) -> Token | None:
+        return Token(access=Secret(urlencode(self.names.form(credentials))))
+
+    def obtain(self, credentials: LoginEachCall) -> Flow[Token]:
+        raise AuthFailed("the login goes with every call; there is nothing to obtain")
+        yield
+
+    def renew(self, credentials: LoginEachCall, token: Token) -> Flow[Token]:
+        raise AuthFailed("the login, or its key or password, was not accepted")
+        yield

@@ -77,12 +77,16 @@ class Unparsed:
 
 @frozen
 class Reply:
-    """One answer. ``body`` is a tree, ``None`` for an empty body, or ``Unparsed``. Header names are lower case."""
+    """One answer. ``body`` is a tree, ``None`` for an empty body, or ``Unparsed``. Header names are lower case.
+
+    ``cookies`` are those the server set for itself or for a domain of its vendor; nobody else keeps them.
+    """
 
     status: int
     headers: Mapping[str, str] = field(factory=dict[str, str])
     body: Tree | Unparsed = None
     origin: str = ""
+    cookies: Mapping[str, str] = field(factory=dict[str, str], repr=False)
 
     @property
     def ok(self) -> bool:
@@ -555,10 +559,14 @@ class Secret:
 
 @frozen(kw_only=True)
 class Token:
-    """What signs calls. ``expires_at`` is None where the vendor does not tell."""
+    """What signs calls. ``expires_at`` is None where the vendor does not tell.
+
+    ``renewable`` says that another is to be had without a refresh token: by logging in again.
+    """
 
     access: Secret
     refresh: Secret | None = None
+    renewable: bool = False
     issued_at: datetime | None = None
     expires_at: datetime | None = None
 

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, timedelta, tzinfo
 from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -162,6 +164,8 @@ class Session:
                 # A proxy from the environment is never asked to reach this machine.
                 trust_env=not is_loopback(urlsplit(self._origin).hostname),
             )
+            # A cookie signs calls only where a scheme says so: the jar keeps none of its own accord.
+            self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
             self._pacer = self._setup.pacer or shared_pacer(self._setup.account, self._setup.rates, self._clock)
         return self._http, self._pacer
 
@@ -376,7 +380,9 @@ class Session:
     def _secrets(self) -> list[Secret]:
         held = [self._setup.credentials, self._keeper.held]
         found = [
-            getattr(one, name, None) for one in held for name in ("token", "client_secret", "code", "access", "refresh")
+            getattr(one, name, None)
+            for one in held
+            for name in ("token", "client_secret", "code", "hash", "password", "access", "refresh")
         ]
         return [one for one in found if isinstance(one, Secret) and one]
 
@@ -461,7 +467,7 @@ class Session:
             self._dialect.format.decode(content, response.headers.get("content-type", "")) if content.strip() else None
         )
         headers = {name.lower(): part for name, part in response.headers.items()}
-        return Reply(response.status_code, headers, body, self._origin)
+        return Reply(response.status_code, headers, body, self._origin, self._cookies(response))
 
     async def _content(self, response: httpx.Response) -> bytes:
         """The body, bounded while it is inflated: httpx inflates a whole network chunk without bound."""
@@ -488,6 +494,22 @@ class Session:
         if inflate is not None and found and not inflate.eof:
             raise ConnectionLost("the answer's gzip is cut off", status=response.status_code)
         return b"".join(found)
+
+    def _cookies(self, response: httpx.Response) -> dict[str, str]:
+        """The cookies for this host, or for a parent of it within the vendor's own domains."""
+        host = (urlsplit(self._origin).hostname or "").lower()
+        found: dict[str, str] = {}
+        for line in response.headers.get_list("set-cookie"):
+            try:
+                morsels = SimpleCookie(line).items()
+            except CookieError:
+                continue
+            for name, morsel in morsels:
+                domain = morsel["domain"].lower().lstrip(".")
+                parents = (each for each in self._dialect.domains if host.endswith(f".{each}"))
+                if not domain or domain == host or domain in parents:
+                    found[name] = morsel.value
+        return found
 
     def _note_the_time(self, headers: Mapping[str, str]) -> None:
         try:

@@ -150,7 +150,7 @@ class Keeper:
         return self._token
 
     def _is_stale(self, token: Token) -> bool:
-        if token.expires_at is None or token.refresh is None:
+        if token.expires_at is None or (token.refresh is None and not token.renewable):
             return False
         lifetime = token.expires_at - token.issued_at if token.issued_at else timedelta(hours=1)
         # Not longer than a tenth of the life, or a short-lived token would be renewed at every call.
