@@ -1,7 +1,6 @@
 """Bytes to plain trees and back, bounded, and nothing is guessed: what cannot be read is Unparsed with the reason."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -46,10 +45,9 @@ def _jsonable(part: object) -> Any:
 
 @frozen(kw_only=True)
 class Json:
-    """JSON both ways: whole numbers exact, fractions Decimal, NaN refused, depth bounded."""
+    """JSON both ways: whole numbers exact, fractions Decimal, NaN refused; the parser itself bounds the depth."""
 
     accept: str = "application/json"
-    depth: int = 200
 
     def encode(self, body: Tree) -> tuple[bytes, str]:
         try:
@@ -62,8 +60,6 @@ class Json:
         start = content.lstrip()[:1]
         if start == b"<":
             return _unparsed(content, "HTML or XML where JSON was due")
-        if deepest(content) > self.depth:
-            return _unparsed(content, f"nested deeper than {self.depth}")
         try:
             return json.loads(content.decode("utf-8-sig"), parse_float=Decimal, parse_constant=_no_constant)
         except UnicodeDecodeError as wrong:
@@ -73,20 +69,6 @@ class Json:
         except ValueError as wrong:
             # Not only JSONDecodeError: an integer of 5,000 digits is a bare ValueError.
             return _unparsed(content, f"not JSON: {str(wrong)[:100]}")
-
-
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-
-
-def deepest(content: bytes) -> int:
-    """How deep JSON brackets nest, told before a recursive parser meets them. Cheap bounds first: few need the scan."""
-    if content.count(b"[") + content.count(b"{") <= 200:
-        return 0
-    depth = most = 0
-    for bracket in re.findall(rb"[\[\]{}]", _STRINGS.sub(b"", content)):
-        depth += 1 if bracket in b"[{" else -1
-        most = max(most, depth)
-    return most
 
 
 # ------------------------------------------------------------------------------------------------- PHP-style forms

@@ -17,8 +17,6 @@ from crmclient.errors import Unreadable
 from crmclient.serial import strict
 
 CONVERTER = strict()
-# "ISO 8601 UTC" (§1). Empties may come as null or "" (§6); a missing key is empty too.
-CONVERTER.register_structure_hook(datetime, lambda text, _: _moment(text))
 
 
 def _moment(text: object) -> datetime:
@@ -28,6 +26,10 @@ def _moment(text: object) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"the time {text!r} has no zone, and the page says UTC with Z")
     return moment
+
+
+# "ISO 8601 UTC" (§1).
+CONVERTER.hook(datetime, _moment)
 
 
 @frozen(kw_only=True)

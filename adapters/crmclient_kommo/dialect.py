@@ -163,9 +163,8 @@ def refused_token(verdict: CRMError) -> CRMError:
 
 
 def _listing(word: str, filters: Mapping[str, Narrow], *query: tuple[str, str]) -> Listing:
-    return Listing(
-        call=read(f"{API}/{word}", *query), rows=wire.rows(word), filters=filters, trusted=frozenset({"text"})
-    )
+    trusted = frozenset({"text"} & set(filters))
+    return Listing(call=read(f"{API}/{word}", *query), rows=wire.rows(word), filters=filters, trusted=trusted)
 
 
 def _getting(word: str, *query: tuple[str, str]) -> Getting:
