@@ -151,14 +151,16 @@ class Tag:
     id: Id | None = field(default=None, eq=False)
 
 
-FieldContent: TypeAlias = str | Decimal | bool | date | datetime
+FieldContent: TypeAlias = str | Decimal | bool | date | datetime | Mapping[str, Any]
 
 
 @frozen(kw_only=True)
 class FieldValue:
     """What one custom field holds. Name it by ``field`` (an id of this account) or by ``code``.
 
-    ``values`` are str, Decimal, bool, date or datetime by ``type``; of a select it is the option's text.
+    ``values`` are str, Decimal, bool, date or datetime by ``type``; of a select it is the option's text. An address is a
+    map with any of line1, line2, city, region, postcode, country; legal entities, items, files and linked rows are maps
+    in the vendor's words.
     """
 
     values: tuple[FieldContent, ...] = field(kw_only=False, converter=lambda given: _plain(given))
