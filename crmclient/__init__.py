@@ -78,8 +78,10 @@ from crmclient.vocabulary import Account, Field, Option, Pipeline, Stage, User
 
 if TYPE_CHECKING:
     from crmclient.auth import AccessToken, Login, LoginEachCall, OAuthApp
-    from crmclient.client import Client, Collection, connect
+    from crmclient.client import Client, Collection, InsecureTransport, connect
     from crmclient.registry import dialect_names
+    from crmclient.retry import Retry
+    from crmclient.session import Limits
     from crmclient.tokens import FileTokens, MemoryTokens
 
 # What costs an import of httpx or cattrs comes when it is asked for.
@@ -88,10 +90,13 @@ _LATER = {
     "Client": "client",
     "Collection": "client",
     "FileTokens": "tokens",
+    "InsecureTransport": "client",
+    "Limits": "session",
     "Login": "auth",
     "LoginEachCall": "auth",
     "MemoryTokens": "tokens",
     "OAuthApp": "auth",
+    "Retry": "retry",
     "connect": "client",
     "dialect_names": "registry",
 }
@@ -126,10 +131,12 @@ __all__ = [
     "FileTokens",
     "Filter",
     "IncompleteRead",
+    "InsecureTransport",
     "Invalid",
     "Issue",
     "Kind",
     "Label",
+    "Limits",
     "Link",
     "Login",
     "LoginEachCall",
@@ -157,6 +164,7 @@ __all__ = [
     "Ref",
     "Refused",
     "Rejected",
+    "Retry",
     "Secret",
     "Stage",
     "Tag",

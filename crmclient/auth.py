@@ -1,6 +1,6 @@
 """How a call is signed and a token renewed: schemes are values, a renewal is a flow, and neither keeps a secret itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -105,26 +105,22 @@ class OAuth2:
             raise ReauthorizationRequired(
                 "there is no token for this account yet: run `crmclient login`, or give a code"
             )
-        return (
-            yield from self._ask(credentials, None, grant_type="authorization_code", code=credentials.code.reveal())
-        )
+        return (yield from self._ask(credentials, None, grant_type="authorization_code", code=credentials.code))
 
     def renew(self, credentials: OAuthApp, token: Token) -> Flow[Token]:
         if token.refresh is None:
             raise ReauthorizationRequired("the token has expired and came without a refresh token: log in again")
-        asked = {"grant_type": "refresh_token", "refresh_token": token.refresh.reveal()}
-        return (yield from self._ask(credentials, token.refresh, **asked))
+        return (
+            yield from self._ask(credentials, token.refresh, grant_type="refresh_token", refresh_token=token.refresh)
+        )
 
-    def _ask(self, credentials: OAuthApp, refresh: Secret | None, **grant: str) -> Flow[Token]:
-        body = {
-            "client_id": credentials.client_id,
-            "client_secret": credentials.client_secret.reveal(),
-            "redirect_uri": credentials.redirect_uri,
-            **grant,
-        }
+    def _ask(self, credentials: OAuthApp, refresh: Secret | None, **grant: str | Secret) -> Flow[Token]:
         replayable = self.grace and refresh is not None
         try:
-            reply: Reply = yield Call("POST", self.path, body=body, signed=False, replayable=replayable)
+            # No local holds a secret in the open: error trackers collect the locals of every frame.
+            reply: Reply = yield Call(
+                "POST", self.path, body=_revealed(credentials, grant), signed=False, replayable=replayable
+            )
         except (AuthFailed, Rejected) as refusal:
             raise self.refused(refusal) from refusal
         context: Context = yield Need()
@@ -145,6 +141,16 @@ class OAuth2:
             issued_at=now,
             expires_at=now + lifetime,
         )
+
+
+def _revealed(credentials: OAuthApp, grant: Mapping[str, str | Secret]) -> dict[str, str]:
+    asked = {
+        "client_id": credentials.client_id,
+        "client_secret": credentials.client_secret,
+        "redirect_uri": credentials.redirect_uri,
+        **grant,
+    }
+    return {name: part.reveal() if isinstance(part, Secret) else part for name, part in asked.items()}
 
 
 def _lifetime(given: object, otherwise: timedelta) -> timedelta:

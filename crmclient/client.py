@@ -12,7 +12,7 @@ from attrs import evolve
 
 from crmclient import flows
 from crmclient.auth import AccessToken
-from crmclient.clock import Clock, SystemClock
+from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import (
     START,
     Call,
@@ -247,12 +247,12 @@ def connect(
     Raises UnknownDialect and Misconfigured, which say what is missing.
     """
     spoken = dialect_named(dialect) if isinstance(dialect, str) else dialect
-    address = _address(spoken, account, base_url)
+    where = address(spoken, account, base_url)
     given = AccessToken(credentials) if isinstance(credentials, str | Secret) else credentials
     scheme = _scheme(spoken, given)
     if isinstance(given, AccessToken) and not given.token:
         raise Misconfigured(f"{spoken.title}: the token is empty")
-    parts = urlsplit(address)
+    parts = urlsplit(where)
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         warnings.warn(
             f"the credentials go to {parts.netloc} over plain http: anybody on the way can read them",
@@ -262,13 +262,13 @@ def connect(
     rates = spoken.rate if rate is None else ((rate,) if isinstance(rate, Rate) else tuple(rate))
     setup = Setup(
         dialect=spoken,
-        base_url=address,
+        base_url=where,
         scheme=scheme,
         credentials=given,
         store=tokens or MemoryTokens(),
         account=stored_as(spoken.name, parts.netloc),
         rates=rates,
-        clock=clock or SystemClock(),
+        clock=clock or SYSTEM_CLOCK,
         zone=zone,
         read_only=read_only,
         retry=retry or Retry(),
@@ -281,7 +281,8 @@ def connect(
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
 
-def _address(dialect: Dialect, account: str | None, base_url: str | None) -> str:
+def address(dialect: Dialect, account: str | None, base_url: str | None) -> str:
+    """Where an account's API is. Raises Misconfigured, which says what is missing."""
     if base_url is not None:
         return _checked_url(base_url)
     if dialect.host is None:
@@ -298,17 +299,18 @@ def _address(dialect: Dialect, account: str | None, base_url: str | None) -> str
 
 
 def _checked_url(given: str) -> str:
+    # What was given is never shown: it may hold a secret.
+    if not given.isprintable() or " " in given:
+        raise Misconfigured("base_url holds blanks or control characters")
     try:
         parts = urlsplit(given)
         well = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        well = False
-    if not well:
-        raise Misconfigured(f"base_url is http://host… or https://host…, not {given[:100]!r}")
-    parts = urlsplit(given)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        # Not shown: it may hold a secret.
+        raise Misconfigured("base_url is no address: it is http://host… or https://host…") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise Misconfigured("base_url holds a user, a password, a query or a fragment: none belongs there")
+    if not well:
+        raise Misconfigured("base_url is no address: it is http://host… or https://host…")
     return given.rstrip("/")
 
 

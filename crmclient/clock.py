@@ -41,6 +41,10 @@ class SystemClock:
         await anyio.sleep(max(0.0, seconds))
 
 
+SYSTEM_CLOCK = SystemClock()
+"""The one clock of those who were given none: they share what is kept by the clock, an account's pace say."""
+
+
 class FakeClock:
     """Time for tests: it stands still while anybody works and jumps to the next sleeper once everybody waits.
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, frozen, validators
 
 from crmclient.entities import Entity, Id, Kind, Ref, field_names
 from crmclient.errors import (
@@ -51,9 +51,10 @@ class Call:
 
     method: str
     path: str
-    query: Pairs = ()
-    headers: Mapping[str, str] = field(factory=dict[str, str])
-    body: Tree = None
+    query: Pairs = field(default=(), repr=False)
+    # Neither is shown: once signed, either may hold the credentials.
+    headers: Mapping[str, str] = field(factory=dict[str, str], repr=False)
+    body: Tree = field(default=None, repr=False)
     safe: bool = field(kw_only=True, default=False)
     replayable: bool = field(kw_only=True, default=False)
     signed: bool = field(kw_only=True, default=True)
@@ -604,8 +605,8 @@ class Format(Protocol):
 class Rate:
     """``limit`` requests in any ``seconds``. A vendor counts each integration, or the whole account, on its own."""
 
-    limit: int = field(kw_only=False)
-    seconds: float = field(kw_only=False)
+    limit: int = field(kw_only=False, validator=validators.ge(1))
+    seconds: float = field(kw_only=False, validator=validators.and_(validators.gt(0), validators.lt(float("inf"))))
     scope: str = "integration"
 
 

@@ -28,7 +28,8 @@
 """
 
 from collections.abc import Iterable
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from attrs import frozen
 
@@ -58,6 +59,10 @@ class Issue:
 class CRMError(Exception):
     """The root. ``status``, ``request_id``, ``code`` and ``detail`` are the vendor's, where there was an answer."""
 
+    def __reduce__(self) -> Any:
+        # A subclass takes more than the message; what an error knows is all in its attributes.
+        return _revived, (type(self), self.args, self.__dict__)
+
     def __init__(
         self,
         message: str,
@@ -74,6 +79,12 @@ class CRMError(Exception):
         self.code = code
         self.detail = detail
 
+    def again(self) -> Self:
+        """The same error for another caller: one exception raised many times drags all their frames along."""
+        copied = copy(self)
+        copied.__traceback__ = copied.__context__ = None
+        return copied
+
     def __str__(self) -> str:
         parts = [self.message]
         if self.detail and self.detail not in self.message:
@@ -86,6 +97,12 @@ class CRMError(Exception):
         if known:
             parts.append(f"[{', '.join(known)}]")
         return " ".join(parts)
+
+
+def _revived(kind: type[CRMError], args: tuple[Any, ...], known: dict[str, Any]) -> CRMError:
+    made = kind.__new__(kind, *args)
+    made.__dict__.update(known)
+    return made
 
 
 class UsageError(CRMError):

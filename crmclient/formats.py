@@ -1,17 +1,18 @@
 """Bytes to plain trees and back, bounded, and nothing is guessed: what cannot be read is Unparsed with the reason."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NoReturn
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, unquote_to_bytes
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 from attrs import frozen
 
-from crmclient.dialect import Tree, Unparsed
-from crmclient.errors import Invalid
+from crmclient.dialect import Tree, Unparsed, array, mapping
+from crmclient.errors import Invalid, Unreadable
 
 _PREVIEW = 200
 
@@ -32,9 +33,44 @@ def _no_constant(name: str) -> NoReturn:
     raise _Nonsense(f"{name} is no JSON number")
 
 
+def _fraction(text: str) -> Decimal:
+    try:
+        number = Decimal(text)
+    except ArithmeticError:
+        raise _Nonsense(f"{text[:30]} is no number") from None
+    if number and abs(number.adjusted()) > 308:
+        raise _Nonsense(f"{text[:30]} is no number that a float could hold")
+    return number
+
+
+# What is left of JSON when only the marks of its structure are kept.
+_NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+def _depth(content: bytes, enough: int) -> int:
+    """How deep the brackets nest, told before a recursive parser meets them; 0 where there are too few to matter."""
+    if content.count(b"[") + content.count(b"{") <= enough:
+        return 0
+    unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
+    depth = most = 0
+    for bracket in b"".join(unescaped.translate(None, _NO_MARKS).split(b'"')[::2]):
+        depth += 1 if bracket in b"[{" else -1
+        most = max(most, depth)
+    return most
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as wrong:
+        raise Invalid(f"half a character cannot be sent: {wrong.object[wrong.start : wrong.end]!r}") from None
+
+
 def _jsonable(part: object) -> Any:
     if not isinstance(part, Decimal):
         raise TypeError(f"{type(part).__name__} cannot be sent as JSON")
+    if not part.is_finite() or abs(part.adjusted()) > 30:
+        raise Invalid(f"{part} is no number that JSON carries")
     if part == part.to_integral_value():
         return int(part)
     number = float(part)
@@ -45,23 +81,27 @@ def _jsonable(part: object) -> Any:
 
 @frozen(kw_only=True)
 class Json:
-    """JSON both ways: whole numbers exact, fractions Decimal, NaN refused; the parser itself bounds the depth."""
+    """JSON both ways: whole numbers exact, fractions Decimal, NaN refused, depth bounded."""
 
     accept: str = "application/json"
+    depth: int = 200
 
     def encode(self, body: Tree) -> tuple[bytes, str]:
         try:
             text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_jsonable)
         except ValueError as wrong:
             raise Invalid(f"this cannot be sent as JSON: {wrong}") from None
-        return text.encode("utf-8"), "application/json"
+        return _utf8(text), "application/json"
 
     def decode(self, content: bytes, content_type: str) -> Tree | Unparsed:
         start = content.lstrip()[:1]
         if start == b"<":
             return _unparsed(content, "HTML or XML where JSON was due")
         try:
-            return json.loads(content.decode("utf-8-sig"), parse_float=Decimal, parse_constant=_no_constant)
+            text = content.decode("utf-8-sig")
+            if _depth(content, self.depth) > self.depth:
+                return _unparsed(content, f"nested deeper than {self.depth}")
+            return json.loads(text, parse_float=_fraction, parse_constant=_no_constant)
         except UnicodeDecodeError as wrong:
             return _unparsed(content, f"not UTF-8 at byte {wrong.start}")
         except RecursionError:
@@ -107,7 +147,118 @@ def _branches(name: str, part: Any) -> Iterator[tuple[str, str]]:
 
 def form(body: Mapping[str, Any]) -> bytes:
     """A body of application/x-www-form-urlencoded, UTF-8."""
-    return "&".join(f"{quote_plus(name)}={quote_plus(part)}" for name, part in php_pairs(body)).encode("ascii")
+    pairs = ((quote_plus(_utf8(name)), quote_plus(_utf8(part))) for name, part in php_pairs(body))
+    return "&".join(f"{name}={part}" for name, part in pairs).encode("ascii")
+
+
+# A name and its brackets; an index as PHP writes one, short enough to count with.
+_FIELD = re.compile(r"([^\[\]\x00-\x1f]+)((?:\[[^\[\]\x00-\x1f]*\])*)")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
+
+
+def php_tree(
+    body: bytes,
+    *,
+    depth: int = 16,
+    fields: int = 10_000,
+    size: int = 1 << 20,
+    also_parents: Iterable[Sequence[str]] = (),
+) -> dict[str, Any]:
+    """What PHP would read from a form, as maps of maps of str: an index is a key like any other, and no list is made.
+
+    ``a[]`` takes the next index, and the last of two equal names wins. A name that holds a text and others below it is
+    refused, but for the paths in ``also_parents`` (``*`` stands for any key): there the text is kept under ``""``.
+    Raises Unreadable for what is not UTF-8, is deeper, longer or has more fields than allowed, or is no name at all.
+    """
+    if len(body) > size:
+        raise Unreadable(f"a form of {len(body)} bytes; at most {size} are read")
+    count = body.count(b"&") + 1
+    if count > fields:
+        raise Unreadable(f"a form of {count} fields; at most {fields} are read")
+    allowed = tuple(also_parents)
+    root: dict[str, Any] = {}
+    following: dict[int, int] = {}  # the next free index of each map, by its id()
+    for piece in body.split(b"&"):
+        if piece:
+            name, _, content = piece.partition(b"=")
+            _put(root, _keys(_text(name), depth), _text(content), following, allowed)
+    return root
+
+
+def in_order(tree: Any) -> Iterator[Any]:
+    """The values of a list, or of a map that stands for one: those with an index by their index, then the others."""
+    if isinstance(tree, dict):
+        named = mapping(tree)
+        indexes = sorted((key for key in named if _INDEX.fullmatch(key)), key=int)
+        yield from (named[key] for key in indexes)
+        yield from (part for key, part in named.items() if not _INDEX.fullmatch(key))
+    elif isinstance(tree, list):
+        yield from array(tree)
+
+
+def is_indexed(tree: Any) -> bool:
+    """Whether a tree stands for a list: it is one, or a map with nothing but indexes for keys."""
+    if isinstance(tree, dict):
+        return all(_INDEX.fullmatch(key) for key in mapping(tree))
+    return isinstance(tree, list)
+
+
+def _text(quoted: bytes) -> str:
+    try:
+        return unquote_to_bytes(quoted.replace(b"+", b" ")).decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        raise Unreadable(f"a form that is not UTF-8: {wrong.reason}") from None
+
+
+def _keys(name: str, depth: int) -> list[str]:
+    levels = name.count("[") + 1
+    if levels > depth:
+        raise Unreadable(f"a form with a field {levels} levels deep; at most {depth} are read")
+    found = _FIELD.fullmatch(name)
+    if found is None:
+        raise Unreadable(f"{name[:80]!r} cannot be the name of a form field")
+    return [found[1], *found[2][1:-1].split("][")] if found[2] else [found[1]]
+
+
+def _put(
+    root: dict[str, Any],
+    keys: Sequence[str],
+    content: str,
+    following: dict[int, int],
+    allowed: Sequence[Sequence[str]],
+) -> None:
+    node, path = root, [*keys]
+    for place, key in enumerate(keys):
+        if not key:
+            key = path[place] = str(following.get(id(node), 0))
+        if _INDEX.fullmatch(key):
+            following[id(node)] = max(following.get(id(node), 0), int(key) + 1)
+        held: Any = node.get(key)
+        last = place == len(keys) - 1
+        if held is not None and isinstance(held, str) is not last:
+            if not any(_along(path[: place + 1], each) for each in allowed):
+                raise Unreadable(
+                    f"the form field {_written(path[: place + 1])} is a text and holds others, both at once"
+                )
+            if last:
+                held[""] = content
+                return
+            held = node[key] = {"": held}
+        if last:
+            node[key] = content
+            return
+        if held is None:
+            held = node[key] = {}
+        node = held
+
+
+def _along(path: Sequence[str], allowed: Sequence[str]) -> bool:
+    return len(path) == len(allowed) and all(each in ("*", key) for key, each in zip(path, allowed, strict=True))
+
+
+def _written(path: Sequence[str]) -> str:
+    """A path as PHP writes it, cut short for a message."""
+    return (path[0] + "".join(f"[{key}]" for key in path[1:]))[:80]
 
 
 # -------------------------------------------------------------------------------------------------- guarded XML

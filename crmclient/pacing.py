@@ -91,7 +91,7 @@ class LocalPacer:
         async with self._line:
             while True:
                 if self._banned is not None:
-                    raise self._banned
+                    raise self._banned.again()
                 wait, blocker = self._wait()
                 if blocker is not None:
                     await blocker.known.wait()

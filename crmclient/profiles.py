@@ -4,7 +4,7 @@
 
     # crmclient.toml, in this folder or in ~/.config/crmclient/
     [profiles.acme]
-    dialect = "kommo"
+    dialect = "…"
     account = "acme"
 
 ``CRMCLIENT_CONFIG`` names another file. ``CRMCLIENT_ACME_TOKEN`` or ``CRMCLIENT_ACME_CLIENT_SECRET``, else
@@ -17,7 +17,7 @@ import tomllib
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -25,8 +25,9 @@ from zoneinfo import ZoneInfo
 
 from attrs import field, frozen
 
-from crmclient.auth import AccessToken, OAuthApp
+from crmclient.auth import AccessToken, Login, OAuthApp
 from crmclient.client import Client, InsecureTransport, connect
+from crmclient.clock import SystemClock
 from crmclient.dialect import Dialect, Secret, Token
 from crmclient.errors import Misconfigured, ReauthorizationRequired, UnknownDialect
 from crmclient.registry import dialect as dialect_named
@@ -34,13 +35,13 @@ from crmclient.registry import dialect_names
 from crmclient.tokens import FileTokens, TokenStore, stored_as
 
 Environ: TypeAlias = Mapping[str, str]
-Credentials: TypeAlias = AccessToken | OAuthApp
+Credentials: TypeAlias = AccessToken | OAuthApp | Login
 Ask: TypeAlias = Callable[[str], str]
 """Asks a person for a secret, without an echo. Given only where there is a person to ask."""
 
 FILE: Final = "crmclient.toml"
 
-_KEYS: Final = ("dialect", "account", "base_url", "zone", "client_id", "redirect_uri", "tokens")
+_KEYS: Final = ("dialect", "account", "base_url", "zone", "client_id", "redirect_uri", "login", "tokens")
 # Whatever is spelt like one of these is taken for a secret, and told so, before it is taken for a misspelling.
 _SECRETS: Final = re.compile(
     r"token|.*_token|.*secret.*|.*password.*|code|.*api_?key|.*hash|credentials", re.IGNORECASE
@@ -60,6 +61,7 @@ class Profile:
     zone: str | None = None
     client_id: str | None = None
     redirect_uri: str | None = None
+    login: str | None = None
     tokens: Path = field(factory=lambda: token_folder(os.environ))
 
     @property
@@ -82,17 +84,12 @@ class Profile:
         with warnings.catch_warnings():
             # Nothing is sent here: whoever connects in earnest is warned then.
             warnings.simplefilter("ignore", InsecureTransport)
-            return connect(
-                self.speaks, self.account, base_url=self.base_url, credentials=AccessToken("never sent")
-            ).base_url
+            never_sent = AccessToken("-") if self.takes(AccessToken) else Login("-", hash="-")
+            return connect(self.speaks, self.account, base_url=self.base_url, credentials=never_sent).base_url
 
-    @property
-    def takes_oauth(self) -> bool:
-        return any(issubclass(OAuthApp, scheme.credentials) for scheme in self.speaks.auth)
-
-    @property
-    def takes_token(self) -> bool:
-        return any(issubclass(AccessToken, scheme.credentials) for scheme in self.speaks.auth)
+    def takes(self, kind: type[Credentials]) -> bool:
+        """Whether the dialect comes in with credentials of this kind."""
+        return any(issubclass(kind, scheme.credentials) for scheme in self.speaks.auth)
 
 
 # --------------------------------------------------------------------------------------------------- finding one
@@ -186,7 +183,8 @@ def _profile(file: Path, name: str, table: Any, environ: Environ) -> Profile:
                 raise Misconfigured(f"{where} {key} is a text that is not empty")
         elif _SECRETS.fullmatch(key):
             # The content is not shown: it is what must not be seen.
-            kind = "CLIENT_SECRET" if "secret" in key.lower() else "TOKEN"
+            kinds = {"secret": "CLIENT_SECRET", "hash": "HASH", "password": "PASSWORD"}
+            kind = next((kind for word, kind in kinds.items() if word in key.lower()), "TOKEN")
             raise Misconfigured(
                 f"{where} {key} is a secret, and secrets do not belong in a file: remove it and set "
                 f"{variable(name, kind)} in the environment, or run `crmclient login {name}`"
@@ -240,19 +238,36 @@ def credentials(
 
     Raises ReauthorizationRequired or Misconfigured, which say what to set or to run.
     """
+    if not profile.takes(AccessToken) and profile.takes(Login):
+        return _login(profile, environ, ask)
     token = secret(profile.name, "TOKEN", environ)
-    if token is not None and profile.takes_token:
+    if token is not None and profile.takes(AccessToken):
         return AccessToken(token)
     if stored is not None and stored.refresh is None:
         return AccessToken(stored.access)
-    if profile.takes_oauth and (stored is not None or profile.client_id):
+    if profile.takes(OAuthApp) and (stored is not None or profile.client_id):
         return _app(profile, stored, environ, ask)
-    if ask is not None and profile.takes_token:
+    if ask is not None and profile.takes(AccessToken):
         return AccessToken(ask(f"Token of {profile.name}"))
     raise Misconfigured(
         f"there are no credentials for {profile.name}: set {variable(profile.name, 'TOKEN')} or CRMCLIENT_TOKEN, "
         f"or run `crmclient login {profile.name}`"
     )
+
+
+def _login(profile: Profile, environ: Environ, ask: Ask | None) -> Login:
+    """A user's login, with the key that the vendor calls a hash, or with a password."""
+    name = profile.name
+    if profile.login is None:
+        raise Misconfigured(f"{profile.speaks.title} takes a login: write login = … into a profile of {FILE}")
+    key, password = (secret(name, kind, environ) for kind in ("HASH", "PASSWORD"))
+    if key is None and password is None:
+        if ask is None:
+            raise Misconfigured(
+                f"there is no key of {profile.login}: set {variable(name, 'HASH')} or {variable(name, 'PASSWORD')}"
+            )
+        key = Secret(ask(f"API key of {profile.login} ({name})"))
+    return Login(profile.login, hash=key) if key is not None else Login(profile.login, password=password)
 
 
 def _app(profile: Profile, stored: Token | None, environ: Environ, ask: Ask | None) -> Credentials:
@@ -261,8 +276,8 @@ def _app(profile: Profile, stored: Token | None, environ: Environ, ask: Ask | No
     app_secret = secret(name, "CLIENT_SECRET", environ)
     if stored is None:
         raise ReauthorizationRequired(f"nobody has logged in to {name} yet: run `crmclient login {name}`")
-    lives = stored.expires_at is not None and stored.expires_at - _SOON > datetime.now(UTC)
-    if app_secret is None and lives and profile.takes_token:
+    lives = stored.expires_at is not None and stored.expires_at - _SOON > SystemClock().now()
+    if app_secret is None and lives and profile.takes(AccessToken):
         return AccessToken(stored.access)
     if app_secret is None and known and ask is not None:
         app_secret = Secret(ask(f"Client secret of {name}"))

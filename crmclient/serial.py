@@ -116,11 +116,17 @@ def structured(reader: Strict, row: Any, wire: type[T], what: str) -> T:
         raise Unreadable(f"{what} {known} has another shape than expected: {told}", raw=row) from None
 
 
+def _secret(text: object) -> Secret:
+    if not isinstance(text, str):
+        raise TypeError("a secret is a string")
+    return Secret(text)
+
+
 @cache
 def _reader() -> Strict:
     made = Strict()
     made.hook(datetime, lambda text: datetime.fromisoformat(text).astimezone(UTC))
-    made.hook(Secret, Secret)
+    made.hook(Secret, _secret)
     return made
 
 

@@ -10,10 +10,13 @@ import random
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, timedelta, tzinfo
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from http.cookies import CookieError, SimpleCookie
+from importlib.metadata import version
+from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -62,7 +65,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("crmclient.session")
 
-USER_AGENT = "crmclient/0.1"
+USER_AGENT = f"crmclient/{version('crmclient')}"
 
 
 @frozen(kw_only=True)
@@ -277,8 +280,9 @@ class Session:
                     # The end, or the listing goes on elsewhere than was computed: what was read ahead is of no use.
                     await _cancelled([ahead for _, ahead in under_way])
                     under_way.clear()
-                if cursor is not None:
-                    self._read_ahead(walk, cursor, under_way, min(most, self._window()), bound)
+                window = min(most, self._window())
+                if cursor is not None and window > 1:
+                    self._read_ahead(walk, cursor, under_way, window, bound)
                 yield Page(items=items, cursor=at, next=cursor)
         finally:
             await _cancelled([task for _, task in under_way])
@@ -317,24 +321,21 @@ class Session:
             token = await self._keeper.current() if call.signed else None
             signed = call if token is None else self._setup.scheme.sign(call, token)
             try:
-                reply = await self._exchange(signed)
-                verdict = self._verdict(call, reply)
+                answer = await self._exchange(signed)
             except (Unreachable, ConnectionLost, Unreadable) as raised:
-                verdict = raised
-                reply = None
-            if verdict is None and reply is not None:
+                answer = raised
+            if isinstance(answer, Reply):
                 self._quota.give_back(attempt - 1)
-                return reply
-            assert verdict is not None  # noqa: S101  no reply means an error
-            if isinstance(verdict, Banned):
-                self._open()[1].ban(verdict)
-                raise verdict
-            if isinstance(verdict, AuthFailed) and verdict.status == 401 and token is not None and not renewed:
+                return answer
+            if isinstance(answer, AuthFailed) and answer.status == 401 and token is not None and not renewed:
+                if self._keeper.by_hand:
+                    answer.message = f"{answer.message}; a token made by hand is not renewed: make a new one"
+                    raise answer
                 # Refused before it was executed, so a write is safe to repeat too.
                 renewed, attempt = True, attempt - 1
                 await self._keeper.after(token)
                 continue
-            await self._wait_or_raise(call, verdict, attempt)
+            await self._wait_or_raise(call, answer, attempt)
 
     async def _wait_or_raise(self, call: Call, verdict: CRMError, attempt: int) -> None:
         certainly_not_applied = isinstance(verdict, Unreachable | RateLimited)
@@ -345,23 +346,33 @@ class Session:
             raise verdict
         asked = verdict.after if isinstance(verdict, RateLimited) else None
         wait = self._setup.retry.delay(attempt, self._setup.chance(), asked)
-        if isinstance(verdict, RateLimited):
-            self.spent.rate_limited += 1
-            # Everybody who uses this account waits, not only this call; at least a second, as the window is one.
-            wait = None if wait is None else max(1.0, wait)
-            self._open()[1].pause(wait if wait is not None else (asked or 1.0))
         if wait is None or not self._quota.spend():
             raise verdict
         self.spent.retries += 1
         _log.info("%s %s: %s; again in %.1f s", call.method, call.path, type(verdict).__name__, wait)
-        if not isinstance(verdict, RateLimited):
-            await self._clock.sleep(wait)
+        # After a 429 the pacer makes everybody wait; what chance adds keeps them from coming back as one.
+        await self._clock.sleep(wait if asked is None else 0)
+
+    def _noted(self, call: Call, reply: Reply) -> Reply | CRMError:
+        """What the reply is, and what it means for everybody who uses the account: whoever asked may have gone."""
+        verdict = self._verdict(call, reply)
+        if verdict is None:
+            return reply
+        assert self._pacer is not None  # noqa: S101  a reply came, so the session is open
+        if isinstance(verdict, RateLimited):
+            self.spent.rate_limited += 1
+            # At least a second, as the shortest window is one.
+            self._pacer.pause(max(1.0, verdict.after or 0.0))
+        elif isinstance(verdict, Banned):
+            self._pacer.ban(verdict)
+        return verdict
 
     def _verdict(self, call: Call, reply: Reply) -> CRMError | None:
         if reply.ok and isinstance(reply.body, Unparsed):
             return Unreadable(
                 f"{call.method} {call.path} was answered with {reply.body.reason}",
-                preview=self._redacted(reply.body.preview),
+                # What a token endpoint answers is not shown, whatever it is.
+                preview=reply.body.preview if call.signed else None,
                 status=reply.status,
                 request_id=reply.request_id,
             )
@@ -371,14 +382,16 @@ class Session:
             )
         return self._dialect.judge(call, reply)
 
-    def _redacted(self, text: str) -> str:
-        """A server may echo what it was sent."""
+    def _redacted(self, content: bytes) -> bytes:
+        """A server may echo what it was sent: before anybody reads the answer, our secrets are out of it."""
         for secret in self._secrets():
-            text = text.replace(secret.reveal(), "…")
-        return text
+            hidden = secret.reveal().encode()
+            if hidden in content:
+                content = content.replace(hidden, "…".encode())
+        return content
 
     def _secrets(self) -> list[Secret]:
-        held = [self._setup.credentials, self._keeper.held]
+        held: list[Any] = [self._setup.credentials, self._keeper.held]
         found = [
             getattr(one, name, None)
             for one in held
@@ -392,18 +405,26 @@ class Session:
 
     # ----------------------------------------------------------------------------------------------- one exchange
 
-    async def _exchange(self, call: Call) -> Reply:
+    async def _exchange(self, call: Call) -> Reply | CRMError:
         http, pacer = self._open()
         request = self._request(http, call)
         turn = await pacer.turn()
+        if self._closed:
+            turn.over()
+            raise ClientClosed("this client was closed while the call waited for its turn; nothing was sent")
         self.spent.requests += 1
         # In a task of its own: httpx 0.28.1 loses a slot of its pool for good when a request is cancelled while it
         # connects, and a write that has begun had better end. Whoever waits may be cancelled; the exchange goes on.
-        task = asyncio.create_task(self._bounded(http, request, turn))
+        task = asyncio.create_task(self._bounded(http, request, turn, call))
         self._exchanges.add(task)
         task.add_done_callback(self._ended)
         started = self._clock.monotonic()
-        reply = await asyncio.shield(task)
+        try:
+            reply = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closed:
+                raise ConnectionLost("the client was closed before the answer came") from None
+            raise
         taken = self._clock.monotonic() - started
         self._latency = taken if not self._latency else 0.7 * self._latency + 0.3 * taken
         return reply
@@ -431,17 +452,20 @@ class Session:
             raise OriginRefused(f"the request would leave for {there.host}, not for {self._origin}")
         return request
 
-    async def _bounded(self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn) -> Reply:
+    async def _bounded(
+        self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn, call: Call
+    ) -> Reply | CRMError:
+        _OURS.set(True)
         try:
             # A timeout per read never fires on a drip of bytes; this one bounds the whole exchange.
             async with asyncio.timeout(self._setup.limits.whole):
-                return await self._over_the_wire(http, request, turn)
+                return self._noted(call, await self._over_the_wire(http, request, turn, call.signed))
         except TimeoutError:
             raise ConnectionLost(f"no whole answer within {self._setup.limits.whole:g} s") from None
         finally:
             turn.over()
 
-    async def _over_the_wire(self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn) -> Reply:
+    async def _over_the_wire(self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn, signed: bool) -> Reply:
         leaving = _Leaving(turn)
         request.extensions["trace"] = leaving
         if self._setup.transport is not None:
@@ -456,21 +480,25 @@ class Session:
             finally:
                 await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as wrong:
-            raise Unreachable(f"{where} cannot be reached: {str(wrong) or type(wrong).__name__}") from None
+            raise Unreachable(f"{where} cannot be reached: {_told(wrong, request)}") from None
         except httpx.PoolTimeout:
             raise Unreachable("all connections of this client's own pool are in use") from None
         except httpx.TransportError as wrong:
             kind = ConnectionLost if leaving.sent else Unreachable
-            raise kind(f"the connection to {where} broke off: {str(wrong) or type(wrong).__name__}") from None
+            raise kind(f"the connection to {where} broke off: {_told(wrong, request)}") from None
         self._note_the_time(response.headers)
-        body = (
-            self._dialect.format.decode(content, response.headers.get("content-type", "")) if content.strip() else None
-        )
+        if signed:
+            content = self._redacted(content)
+        kind = response.headers.get("content-type", "")
+        body = self._dialect.format.decode(content, kind) if content.strip() else None
         headers = {name.lower(): part for name, part in response.headers.items()}
         return Reply(response.status_code, headers, body, self._origin, self._cookies(response))
 
     async def _content(self, response: httpx.Response) -> bytes:
         """The body, bounded while it is inflated: httpx inflates a whole network chunk without bound."""
+        if response.is_stream_consumed:
+            # A transport of the caller's that has read it already: mocks and recorders do.
+            return response.content
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", ""):
             raise Unreadable(
@@ -479,6 +507,8 @@ class Session:
         inflate = zlib.decompressobj(31) if coding == "gzip" else None
         most, found, size = self._setup.limits.body, list[bytes](), 0
         async for chunk in response.aiter_raw():
+            if inflate is not None and inflate.eof:
+                raise Unreadable("the answer goes on after its gzip has ended", status=response.status_code)
             while chunk:
                 piece = chunk
                 if inflate is not None:
@@ -491,6 +521,8 @@ class Session:
                 if size > most:
                     raise Unreadable(f"the answer is larger than {most} bytes", status=response.status_code)
                 found.append(piece)
+        if inflate is not None and inflate.unused_data:
+            raise Unreadable("the answer goes on after its gzip has ended", status=response.status_code)
         if inflate is not None and found and not inflate.eof:
             raise ConnectionLost("the answer's gzip is cut off", status=response.status_code)
         return b"".join(found)
@@ -532,6 +564,29 @@ class _Leaving:
             self._turn.sent()
 
 
+def _told(wrong: httpx.TransportError, request: httpx.Request) -> str:
+    """What the transport says, without the address: a query may hold a key."""
+    return str(wrong).replace(str(request.url), request.url.host) or type(wrong).__name__
+
+
+# Set in the tasks that exchange for us, so that what httpx and httpcore log of others is left alone.
+_OURS: ContextVar[bool] = ContextVar("crmclient_exchange", default=False)
+
+
+def _discreet(record: logging.LogRecord) -> bool:
+    """Of our requests: httpx logs whole addresses at INFO, httpcore cookies at DEBUG, and neither is anybody's business."""
+    if _OURS.get():
+        given = record.args if isinstance(record.args, tuple) else ()
+        record.args = tuple(part.copy_with(query=None) if isinstance(part, httpx.URL) else part for part in given)
+        if "cookie" in str(record.msg).lower():
+            record.msg = "(an answer with cookies)"
+    return True
+
+
+for _logger in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy"):
+    logging.getLogger(_logger).addFilter(_discreet)
+
+
 async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel what is still running and see it end."""
     for task in tasks:
@@ -545,4 +600,10 @@ def _beyond(place: Cursor, bound: Cursor) -> bool:
 
 
 def is_loopback(host: str | None) -> bool:
-    return host is not None and (host == "localhost" or host == "::1" or host.startswith("127."))
+    """Whether a host is this machine, by its name or its address; never by asking anybody."""
+    if host is None:
+        return False
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

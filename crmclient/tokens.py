@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 import stat
+import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -13,12 +15,19 @@ from typing import Protocol
 
 import anyio
 import anyio.to_thread
+from attrs import evolve
 from filelock import AsyncFileLock
 
 from crmclient.clock import Clock
 from crmclient.dialect import Token
 from crmclient.errors import AuthFailed, Misconfigured, ReauthorizationRequired
 from crmclient.serial import token_from_tree, token_to_tree
+
+_log = logging.getLogger("crmclient.tokens")
+
+
+class TokenNotSaved(RuntimeWarning):
+    """A token was renewed and could not be saved: another process, or the next one, will have to log in again."""
 
 
 class TokenStore(Protocol):
@@ -77,14 +86,16 @@ class FileTokens:
 
     def _load(self, file: Path) -> Token | None:
         try:
-            handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Not blocking: a pipe in its place would wait for a writer for ever.
+            handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         except OSError as wrong:
             raise Misconfigured(f"the token file {file} cannot be read: {wrong.strerror}") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise Misconfigured(f"the token file {file} is no regular file")
         with os.fdopen(handle, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise Misconfigured(f"the token file {file} is no regular file")
             content = opened.read(1 << 20)
         try:
             return token_from_tree(json.loads(content))
@@ -134,15 +145,23 @@ class Keeper:
         self._given = at_hand
         self._token = at_hand
         self._renewal: asyncio.Task[Token] | None = None
-        self._dead: tuple[Token, AuthFailed, float] | None = None
+        self._dead: tuple[Token | None, AuthFailed, float] | None = None
+        self._unsaved: Token | None = None
 
     @property
     def held(self) -> Token | None:
         """The token in hand, without asking anybody."""
         return self._token
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether the token is the credentials themselves, so that nobody renews it."""
+        return self._given is not None
+
     async def current(self) -> Token:
         """The token to sign with: renewed beforehand when it is about to expire."""
+        if self._unsaved is not None:
+            await self._save(self._unsaved)
         if self._token is None:
             self._token = await self._store.load(self._account)
         if self._token is None or self._is_stale(self._token):
@@ -183,17 +202,40 @@ class Keeper:
             try:
                 made = await (self._obtain() if failed is None else self._renew(failed))
             except ReauthorizationRequired as refusal:
-                if failed is not None:
-                    self._dead = (failed, refusal, self._clock.monotonic())
+                # Where a store's lock keeps nobody out, a sibling may have been faster: never wipe, look again.
+                stored = await self._store.load(self._account)
+                if stored is not None and stored != failed:
+                    self._token = stored
+                    return stored
+                self._dead = (failed, refusal, self._clock.monotonic())
                 raise
+            return await self._save(self._on_our_clock(made))
+
+    async def _save(self, made: Token) -> Token:
+        """Save before use. A token that cannot be saved stays in use, is told of, and is saved at the next call."""
+        self._token, self._unsaved = made, made
+        try:
             await self._store.save(self._account, made)
-            self._token = made
+        except OSError as wrong:
+            told = (
+                f"the renewed token of {self._account} cannot be saved ({wrong}): it lives only as long as this process"
+            )
+            _log.error("%s", told)
+            warnings.warn(told, TokenNotSaved, stacklevel=2)
             return made
+        self._unsaved = None
+        return made
+
+    def _on_our_clock(self, made: Token) -> Token:
+        """Its life as our own clock will measure it: theirs may be days away."""
+        now = self._clock.now()
+        life = None if made.expires_at is None or made.issued_at is None else made.expires_at - made.issued_at
+        return evolve(made, issued_at=now, expires_at=None if life is None else now + life)
 
     def _check_dead(self, failed: Token | None) -> None:
         """A refresh token that was refused is not tried again for a minute: hammering it helps nobody."""
         if self._dead is not None and self._dead[0] == failed and self._clock.monotonic() - self._dead[2] < 60:
-            raise self._dead[1]
+            raise self._dead[1].again()
 
 
 def stored_as(dialect: str, host: str) -> str:

@@ -1,18 +1,19 @@
 """Neutral to Kommo and back: pure functions, one pair an entity.
 
 ``encode`` gives the row as it would be read; what the server does not take on writing (a field's type, a contact's
-company) is cut off by the route's envelope.
+company) is cut off by the route's envelope. ``surviving`` leaves nothing that ``encode`` refuses.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
-from typing import Any
+from math import isfinite
+from typing import Any, TypeGuard
 
 from attrs import evolve
 
 from crmclient import entities, vocabulary
-from crmclient.dialect import Context, mapping
+from crmclient.dialect import Context, array, mapping
 from crmclient.entities import (
     Email,
     FieldType,
@@ -31,7 +32,7 @@ from crmclient.errors import Invalid, Issue
 from crmclient.serial import structured
 from crmclient.vocabulary import zone_named
 from crmclient_kommo import wire
-from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES, moment
+from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES, WRITABLE_NOTES, moment
 
 WON, LOST = 142, 143
 
@@ -39,15 +40,50 @@ WON, LOST = 142, 143
 PHONE, EMAIL, POSITION = "PHONE", "EMAIL", "POSITION"
 _BUILT_IN = (PHONE, EMAIL, POSITION)
 
-# §4.7; the types this release carries. The others stay in `raw`.
+# §4.7. Where several words are one type, the first is the word of a card's field; the others are a catalog's.
+# A type that is not here stays in `raw`.
 FIELD_TYPES: Mapping[str, FieldType] = {
     "text": FieldType.TEXT,
     "textarea": FieldType.TEXTAREA,
     "numeric": FieldType.NUMBER,
+    "checkbox": FieldType.BOOL,
     "select": FieldType.SELECT,
+    "multiselect": FieldType.MULTISELECT,
+    "radiobutton": FieldType.RADIO,
     "date": FieldType.DATE,
+    "date_time": FieldType.DATETIME,
+    "birthday": FieldType.BIRTHDAY,
+    "url": FieldType.URL,
+    "multitext": FieldType.MULTITEXT,
+    "smart_address": FieldType.ADDRESS,
+    "streetaddress": FieldType.STREET,
+    "legal_entity": FieldType.LEGAL,
+    "monetary": FieldType.MONEY,
+    "file": FieldType.FILE,
+    "linked_entity": FieldType.LINKED,
+    "chained_list": FieldType.CHAINED,
+    "items": FieldType.ITEMS,
+    "tracking_data": FieldType.TRACKING,
+    "price": FieldType.MONEY,
+    "category": FieldType.SELECT,
+    "payer": FieldType.LEGAL,
+    "supplier": FieldType.LINKED,
 }
-_WORDS = {type: word for word, type in FIELD_TYPES.items()}
+FIELD_WORDS: Mapping[FieldType, str] = {type: word for word, type in reversed(FIELD_TYPES.items())}
+
+_DAYS = (FieldType.DATE, FieldType.BIRTHDAY)
+_NUMBERS = (FieldType.NUMBER, FieldType.MONEY)
+# §4.8: their value is an object in the vendor's words; a chained list's has no `value` around it.
+_OBJECTS = (FieldType.LEGAL, FieldType.ITEMS, FieldType.LINKED, FieldType.FILE, FieldType.CHAINED)
+# §4.8: the lines of a smart address, in the order of their enum ids 1 to 6.
+_LINES: Mapping[str, str] = {
+    "line1": "address_line_1",
+    "line2": "address_line_2",
+    "city": "city",
+    "region": "state",
+    "postcode": "zip",
+    "country": "country",
+}
 
 
 # ------------------------------------------------------------------------------------------------------- contacts
@@ -168,11 +204,16 @@ def encode_deal(deal: entities.Deal, fields: frozenset[str], context: Context) -
 
 
 def surviving_deal(deal: entities.Deal) -> entities.Deal:
-    """`price` is a whole number in the account's own currency (§4.1)."""
-    kept = _surviving(deal)
+    """`price` is a whole number in the account's own currency (§4.1); a link needs an id."""
+    linked = tuple(Link(link.ref, main=link.main) for link in deal.contacts if link.ref.id is not None)
+    kept = evolve(_surviving(deal), contacts=linked)
     if deal.price is None:
         return kept
-    return evolve(kept, price=Money(deal.price.amount.quantize(Decimal(1), ROUND_HALF_EVEN)))
+    try:
+        whole = deal.price.amount.quantize(Decimal(1), ROUND_HALF_EVEN)
+    except InvalidOperation:  # no number, or one of thirty digits
+        return evolve(kept, price=None)
+    return evolve(kept, price=Money(whole))
 
 
 # ---------------------------------------------------------------------------------------------------------- tasks
@@ -211,9 +252,13 @@ def encode_task(task: entities.Task, fields: frozenset[str], context: Context) -
     return found
 
 
+def _on_a_card(target: Ref | None) -> bool:
+    return target is not None and target.kind in TYPES and target.id is not None
+
+
 def surviving_task(task: entities.Task) -> entities.Task:
     """A task hangs on a contact, a company or a lead; its length is in whole seconds (§4.4)."""
-    held = task.target is not None and task.target.kind in TYPES
+    held = _on_a_card(task.target)
     duration = timedelta(seconds=int(task.duration.total_seconds())) if task.duration is not None else None
     return evolve(_on_the_second(task), target=task.target if held else None, duration=duration or None)
 
@@ -242,10 +287,13 @@ def decode_note(row: Any, context: Context) -> entities.Note:
 def encode_note(note: entities.Note, fields: frozenset[str], context: Context) -> dict[str, Any]:
     found = _owner_and_times(note, fields)
     if fields & {"kind", "raw_kind", "text", "params"}:
-        # A note's params are written whole, and the type with them (§4.5).
-        found["note_type"] = note.raw_kind or _NOTE_WORDS.get(note.kind)
-        if found["note_type"] is None:
+        word = _note_word(note)
+        if word is None:
             raise Invalid("a note of another kind needs raw_kind", [Issue(field="raw_kind", rule="the vendor's word")])
+        if word not in WRITABLE_NOTES:
+            raise Invalid(f"Kommo takes no note of the kind {word}", [Issue(field="kind", rule="it can only be read")])
+        # A note's params are written whole, and the type with them (§4.5).
+        found["note_type"] = word
         found["params"] = {**note.params, **({"text": note.text} if note.text is not None else {})}
     if "target" in fields and note.target is not None:
         found["entity_id"] = note.target.id
@@ -255,9 +303,18 @@ def encode_note(note: entities.Note, fields: frozenset[str], context: Context) -
 _NOTE_WORDS = {kind: word for word, kind in NOTE_KINDS.items()}
 
 
+def _note_word(note: entities.Note) -> str | None:
+    return note.raw_kind or _NOTE_WORDS.get(note.kind)
+
+
 def surviving_note(note: entities.Note) -> entities.Note:
-    held = note.target is not None and note.target.kind in TYPES
-    return evolve(_on_the_second(note), target=note.target if held else None)
+    """A kind that can only be read (§4.5) survives as a text; without one, as its kind's name."""
+    kept = evolve(_on_the_second(note), target=note.target if _on_a_card(note.target) else None)
+    word = _note_word(note)
+    if word in WRITABLE_NOTES:
+        known = NOTE_KINDS.get(word, NoteKind.OTHER)
+        return evolve(kept, kind=known, raw_kind=None if word in NOTE_KINDS else word)
+    return evolve(kept, kind=NoteKind.TEXT, raw_kind=None, text=note.text or word, params={})
 
 
 # ------------------------------------------------------------------------------------------------------ vocabulary
@@ -273,18 +330,9 @@ def decode_user(row: Any, context: Context) -> vocabulary.User:
 
 def decode_pipeline(row: Any, context: Context) -> vocabulary.Pipeline:
     read = structured(CONVERTER, row, wire.Pipeline, "pipeline")
+    rows = array(mapping(mapping(row).get("_embedded")).get("statuses"))
     stages = sorted(
-        (
-            vocabulary.Stage(
-                id=status.id,
-                name=status.name,
-                sort=status.sort or 0,
-                outcome=Outcome.UNSORTED if status.type == 1 else _outcome(status.id) or Outcome.OPEN,
-                editable=status.is_editable is not False,
-                color=status.color,
-            )
-            for status in read.embedded.statuses or ()
-        ),
+        (_stage(status, each) for status, each in zip(read.embedded.statuses or (), rows, strict=True)),
         key=lambda stage: stage.sort,
     )
     return vocabulary.Pipeline(
@@ -312,8 +360,41 @@ def decode_field(row: Any, context: Context) -> vocabulary.Field:
         raw_type=read.type,
         options=tuple(
             vocabulary.Option(id=enum.id, value=enum.value, code=enum.code, sort=enum.sort or 0)
-            for enum in read.enums or ()
+            for enum in read.enums or read.nested or ()
         ),
+        raw=row,
+    )
+
+
+def encode_field(given: vocabulary.Field, fields: frozenset[str]) -> dict[str, Any]:
+    """§4.7. An option goes with its id: one sent without loses its old one, and every row's choice of it."""
+    found: dict[str, Any] = {name: getattr(given, name) for name in ("name", "code") if name in fields}
+    if fields & {"type", "raw_type"}:
+        found["type"] = given.raw_type or FIELD_WORDS.get(given.type)
+        if found["type"] is None:
+            raise Invalid("a custom field", [Issue(field="raw_type", rule="the vendor's word for another type")])
+    if "options" in fields:
+        found["enums"] = [_option(option, place) for place, option in enumerate(given.options)]
+    return found
+
+
+def _option(option: vocabulary.Option, place: int) -> dict[str, Any]:
+    known = {"id": option.id, "value": option.value, "sort": option.sort or 10 * (place + 1), "code": option.code}
+    return {name: part for name, part in known.items() if part is not None}
+
+
+def decode_stage(row: Any) -> vocabulary.Stage:
+    return _stage(structured(CONVERTER, row, wire.Status, "status"), row)
+
+
+def _stage(status: wire.Status, row: Any) -> vocabulary.Stage:
+    return vocabulary.Stage(
+        id=status.id,
+        name=status.name,
+        sort=status.sort or 0,
+        outcome=Outcome.UNSORTED if status.type == 1 else _outcome(status.id) or Outcome.OPEN,
+        editable=status.is_editable is not False,
+        color=status.color,
         raw=row,
     )
 
@@ -452,10 +533,9 @@ def _fields(customs: Iterable[wire.CustomField] | None, context: Context) -> tup
         type = FIELD_TYPES.get(custom.field_type or "")
         if type is None or custom.field_code in _BUILT_IN:
             continue
-        values = [_value(type, each.get("value"), context) for each in custom.values or ()]
         found.append(
             FieldValue(
-                values=tuple(value for value in values if value is not None),
+                values=tuple(_values(type, custom.values or (), context)),
                 field=Ref(Kind.FIELD, custom.field_id) if custom.field_id is not None else None,
                 code=custom.field_code,
                 name=custom.field_name,
@@ -465,50 +545,126 @@ def _fields(customs: Iterable[wire.CustomField] | None, context: Context) -> tup
     return tuple(found)
 
 
-def _value(type: FieldType, given: Any, context: Context) -> Any:
-    if given is None or given == "":
-        return None
-    if type is FieldType.NUMBER:
-        # Read back as a string (§4.8); what a person typed there may be no number at all, and is then kept as text.
-        try:
-            return Decimal(str(given))
-        except InvalidOperation:
-            return str(given)
-    if type is FieldType.DATE and isinstance(given, int):
-        # Midnight of the account's zone (§4.8): in another zone it is another day.
-        return datetime.fromtimestamp(given, context.zone).date()
-    return str(given)
-
-
-def _encoded_fields(entity: Any, fields: frozenset[str], context: Context) -> list[dict[str, Any]]:
-    """The custom fields that are written; an update writes those that changed, and names the ones that went."""
-    if "fields" not in fields:
-        return []
-    found = [_encoded(value, context) for value in entity.fields]
-    named = {(value.field, value.code) for value in entity.fields}
-    for value in _fields_before(entity, context):
-        if (value.field, value.code) not in named:
-            found.append(_encoded(evolve(value, values=()), context))
-    return found
-
-
-def _fields_before(entity: Any, context: Context) -> tuple[FieldValue, ...]:
-    if entity.written is not None:
-        return entity.written.fields
-    held = {"values": mapping(entity.raw).get("custom_fields_values")}
+def field_values(row: Any, context: Context) -> tuple[FieldValue, ...]:
+    """The custom fields of any row that has `custom_fields_values`: of a catalog's element, say."""
+    held = {"values": mapping(row).get("custom_fields_values")}
     return _fields(structured(CONVERTER, held, wire.CustomFields, "row").values, context)
 
 
+def encode_field_values(values: Iterable[FieldValue], context: Context) -> list[dict[str, Any]]:
+    return [_encoded(value, context) for value in values]
+
+
+def _values(type: FieldType, items: Sequence[Mapping[str, Any]], context: Context) -> list[Any]:
+    """§4.8. What is not of its type's shape is left to `raw`."""
+    if type is FieldType.ADDRESS:
+        address = _address(items)
+        return [address] if address else []
+    if type is FieldType.CHAINED:
+        return [dict(each) for each in items if each]
+    read = [_labelled_text(each) if type is FieldType.MULTITEXT else _value(type, each, context) for each in items]
+    return [value for value in read if value is not None]
+
+
+def _address(items: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Six lines, each known by its code or by its number."""
+    codes = tuple(_LINES.values())
+    lines: dict[str, Any] = {}
+    for each in items:
+        id = each.get("enum_id")
+        code = each.get("enum_code") or (codes[id - 1] if isinstance(id, int) and 0 < id <= len(codes) else None)
+        lines[str(code)] = each.get("value")
+    return {name: str(lines[code]) for name, code in _LINES.items() if lines.get(code) not in (None, "")}
+
+
+def _labelled_text(item: Mapping[str, Any]) -> str | dict[str, Any] | None:
+    """A messenger, say: a map with the vendor's label where it has one, so that none is lost."""
+    text = item.get("value")
+    if text is None or text == "":
+        return None
+    for key in ("enum_code", "enum_id"):
+        if item.get(key) is not None:
+            return {"value": str(text), key: item[key]}
+    return str(text)
+
+
+def _value(type: FieldType, item: Mapping[str, Any], context: Context) -> Any:
+    given = item.get("value")
+    if given is None or given == "":
+        return None
+    if type in _OBJECTS:
+        return mapping(given) or None
+    if isinstance(given, dict | list):
+        return None
+    if type in _NUMBERS:
+        # Read back as a string; what a person typed there may be no number at all, and is then kept as text.
+        try:
+            number = Decimal(str(given))
+        except InvalidOperation:
+            return str(given)
+        return number if number.is_finite() else str(given)
+    if type is FieldType.BOOL:
+        # Documented as a bool; clients have met 1, 0 and "Y".
+        return {"true": True, "1": True, "y": True, "false": False, "0": False, "n": False}.get(str(given).casefold())
+    if type in _DAYS:
+        # Midnight of the account's zone: in another zone it is another day.
+        at = _instant(given, context.zone)
+        return at.astimezone(context.zone).date() if at else None
+    if type is FieldType.DATETIME:
+        at = _instant(given, UTC)
+        return at.astimezone(UTC) if at else None
+    return str(given)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _instant(given: Any, zone: tzinfo) -> datetime | None:
+    """Unix seconds or RFC 3339."""
+    try:
+        if isinstance(given, int):
+            return _EPOCH + timedelta(seconds=given)
+        at = datetime.fromisoformat(str(given))
+        at = at if at.tzinfo else at.replace(tzinfo=zone)
+        at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return at
+
+
+def _encoded_fields(entity: Any, fields: frozenset[str], context: Context) -> list[dict[str, Any]]:
+    """The custom fields that changed, and those that went; the others stay as they are (§4.8)."""
+    if "fields" not in fields:
+        return []
+    before = _fields_before(entity, context)
+    found = [_encoded(value, context) for value in entity.fields if value not in before]
+    gone = [value for value in before if not any(_same_field(value, each) for each in entity.fields)]
+    return found + [_encoded(evolve(value, values=()), context) for value in gone]
+
+
+def _same_field(one: FieldValue, other: FieldValue) -> bool:
+    if one.field is not None and other.field is not None:
+        return one.field == other.field
+    return one.code is not None and one.code == other.code
+
+
+def _fields_before(entity: Any, context: Context) -> tuple[FieldValue, ...]:
+    return entity.written.fields if entity.written is not None else field_values(entity.raw, context)
+
+
 def _encoded(value: FieldValue, context: Context) -> dict[str, Any]:
-    if value.field is None and value.code is None:
+    if not _is_named(value):
         raise Invalid("a custom field", [Issue(field="fields", rule="name it by field=Ref(Kind.FIELD, id) or by code")])
-    word = _WORDS.get(value.type)
+    word, called = FIELD_WORDS.get(value.type), value.name or value.code or (value.field and value.field.id)
     if word is None:
-        raise Invalid(
-            "a custom field", [Issue(field="fields", rule=f"fields of type {value.type} are not written yet")]
-        )
+        rule = f"{called}: fields of type {value.type} are not written"
+        raise Invalid("a custom field", [Issue(field="fields", rule=rule)])
+    for part in value.values:
+        if not _fits(value.type, part):
+            rule = f"{called}: a field of type {value.type} does not hold {part!r:.80}"
+            raise Invalid("a custom field", [Issue(field="fields", rule=rule)])
     known = {"field_id": value.field.id if value.field else None, "field_code": value.code, "field_name": value.name}
-    values = [{"value": _sent(part, context)} for part in value.values]
+    values = [sent for part in value.values for sent in _sent(value.type, part, context)]
     return {
         **{name: part for name, part in known.items() if part is not None},
         "field_type": word,
@@ -516,14 +672,72 @@ def _encoded(value: FieldValue, context: Context) -> dict[str, Any]:
     }
 
 
-def _sent(part: Any, context: Context) -> Any:
+def _is_named(value: FieldValue) -> bool:
+    return value.code is not None if value.field is None else value.field.id is not None
+
+
+def _sent(type: FieldType, part: Any, context: Context) -> list[dict[str, Any]]:
+    """§4.8: one value is one object, an address one a line."""
+    if type is FieldType.ADDRESS:
+        return [{"value": part[name], "enum_code": code} for name, code in _LINES.items() if name in part]
+    if type is FieldType.CHAINED or (type is FieldType.MULTITEXT and _is_map(part)):
+        return [dict(part)]
     if isinstance(part, datetime):
-        raise Invalid("a custom field", [Issue(field="fields", rule="a date, not a datetime")])
+        return [{"value": _stamp(part)}]
     if isinstance(part, date):
-        # Negative numbers are refused (§4.8), so a date before 1970 could not be written as one: RFC 3339 can.
-        midnight = datetime.combine(part, time(), context.zone)
-        return int(midnight.timestamp()) if midnight.timestamp() >= 0 else midnight.isoformat()
-    return str(part) if isinstance(part, Decimal) else part
+        return [{"value": _stamp(datetime.combine(part, time(), context.zone))}]
+    if isinstance(part, Decimal):
+        return [{"value": f"{part:f}"}]
+    if type in _NUMBERS:
+        return [{"value": str(part)}]
+    return [{"value": dict(part) if _is_map(part) else part}]
+
+
+def _stamp(at: datetime) -> int | str:
+    """Negative numbers are refused (§4.8), so what was before 1970 goes as RFC 3339."""
+    seconds = int(at.timestamp())
+    return seconds if seconds >= 0 else at.astimezone(UTC).isoformat()
+
+
+def _fits(type: FieldType, part: Any) -> bool:
+    """Whether it can be what a field of this type holds. Whether it is one of its options, only the server knows."""
+    if type in _OBJECTS:
+        return _is_map(part) and bool(part) and _is_tree(part)
+    if type is FieldType.ADDRESS:
+        return _is_map(part) and bool(part) and part.keys() <= _LINES.keys() and all(map(_is_text, part.values()))
+    if type is FieldType.MULTITEXT and _is_map(part):
+        return _is_text(part.get("value")) and part.keys() <= {"value", "enum_code", "enum_id"} and _is_tree(part)
+    if type in _NUMBERS:
+        if isinstance(part, Decimal):
+            return part.is_finite()
+        return _is_text(part) or (isinstance(part, int) and not isinstance(part, bool))
+    if type is FieldType.BOOL:
+        return isinstance(part, bool)
+    if type in _DAYS:
+        # A day beside the first or the last there is may be none in another zone.
+        return isinstance(part, date) and not isinstance(part, datetime) and 1 < part.year < 9999
+    if type is FieldType.DATETIME:
+        return isinstance(part, datetime) and part.tzinfo is not None and 1 < part.year < 9999
+    return _is_text(part)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, str) and part != ""
+
+
+def _is_map(part: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(part, Mapping)
+
+
+def _is_tree(part: Any) -> bool:
+    """Whether it can go as JSON."""
+    if _is_map(part):
+        return all(isinstance(key, str) and _is_tree(each) for key, each in part.items())  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(part, list | tuple):
+        return all(_is_tree(each) for each in part)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(part, float | Decimal):
+        return isfinite(part)
+    return part is None or isinstance(part, str | int)
 
 
 def _customs(customs: list[dict[str, Any]], fields: frozenset[str]) -> dict[str, Any]:
@@ -534,7 +748,7 @@ def _customs(customs: list[dict[str, Any]], fields: frozenset[str]) -> dict[str,
 
 
 def _surviving(entity: Any) -> Any:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"fields": tuple(filter(None, map(_surviving_value, entity.fields)))}
     for name, code in (("phones", PHONE), ("emails", EMAIL)):
         allowed = set(LABELS[code].values())
         parts = getattr(entity, name, None)
@@ -544,6 +758,17 @@ def _surviving(entity: Any) -> Any:
     if company is not None:
         changes["company"] = Link(company.ref) if company.ref.id is not None else None
     return evolve(_on_the_second(entity), **changes)
+
+
+def _surviving_value(value: FieldValue) -> FieldValue | None:
+    if not _is_named(value) or value.type not in FIELD_WORDS:
+        return None
+    kept = [part for part in value.values if _fits(value.type, part)]
+    if value.type is FieldType.ADDRESS:
+        kept = kept[:1]
+    # Times travel as whole seconds.
+    kept = [part.replace(microsecond=0) if isinstance(part, datetime) else part for part in kept]
+    return evolve(value, values=kept) if kept or not value.values else None
 
 
 def _on_the_second(entity: Any) -> Any:

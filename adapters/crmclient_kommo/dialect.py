@@ -1,8 +1,8 @@
 """Kommo / amoCRM API v4 as a value. Sources: reference kommo-v4, sections named beside each rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from crmclient import entities, vocabulary
 from crmclient.auth import Bearer, OAuth2
@@ -42,6 +42,7 @@ from crmclient.errors import (
     AuthFailed,
     Banned,
     CRMError,
+    Invalid,
     Issue,
     NotFound,
     RateLimited,
@@ -55,7 +56,6 @@ from crmclient.flows import everything, settled
 from crmclient.formats import Json
 from crmclient.paging import PageNumber, Unpaged
 from crmclient_kommo import codec, wire
-from crmclient_kommo.extras import link_calls
 from crmclient_kommo.wire import API, TYPES
 
 # §3.1, §3.6: the default order is by updated_at and shifts under edits; by id it stands still.
@@ -123,6 +123,8 @@ def _bad_request(call: Call, said: Mapping[str, Any], vendor: dict[str, Any]) ->
         for complaint in array(complaints)
         for each in array(mapping(complaint).get("errors"))
     ]
+    if call.method == "DELETE" and [(issue.code, issue.path) for issue in issues] == [("NotSupportedChoice", "id")]:
+        return NotFound(f"{call.method} {call.path}: no such thing", **vendor)  # §3.2
     return Rejected(f"{call.method} {call.path} was refused", issues, **vendor)
 
 
@@ -150,7 +152,7 @@ def refused_token(verdict: CRMError) -> CRMError:
         return ReauthorizationRequired(
             "the refresh token was used already or revoked, or the integration was switched off: log in again", **vendor
         )
-    if "authorization code" in hint:
+    if "authorization code" in hint.lower():
         return ReauthorizationRequired(
             "the authorization code was used already, is older than 20 minutes or is no code: get a new one", **vendor
         )
@@ -174,67 +176,112 @@ def _getting(word: str, *query: tuple[str, str]) -> Getting:
     return Getting(call=call, row=wire.one)
 
 
-def _sendable(row: Row) -> dict[str, Any]:
-    """The row without what may be read and not written: FieldNotExpected otherwise (§4.8)."""
-    sent = dict(row.wire)
+# §4.8: what may be read inside a value and not written.
+_UNSENT_INSIDE: Mapping[str, tuple[str, ...]] = {
+    "file": ("is_deleted",),
+    "items": ("is_discount_recalculated", "is_total_sum_recalculated", "total_sum"),
+}
+
+
+def sendable(row: Mapping[str, Any], *embedded: str) -> dict[str, Any]:
+    """The row without what may be read and not written (FieldNotExpected, §4.8), and with only these embedded."""
+    sent = dict(row)
     if "custom_fields_values" in sent:
-        sent["custom_fields_values"] = [
-            {name: part for name, part in custom.items() if name not in _unsent(custom)}
-            for custom in sent["custom_fields_values"]
-        ]
-    return sent
+        sent["custom_fields_values"] = [_sendable_field(custom) for custom in sent["custom_fields_values"]]
+    inside = {name: part for name, part in mapping(sent.pop("_embedded", None)).items() if name in embedded}
+    return {**sent, **({"_embedded": inside} if inside else {})}
 
 
-def _unsent(custom: Mapping[str, Any]) -> tuple[str, ...]:
+def _sendable_field(custom: Mapping[str, Any]) -> dict[str, Any]:
     # field_id or field_code, and the id where both are known.
-    return ("field_name", "field_type", "is_computed", *(("field_code",) if custom.get("field_id") else ()))
+    named = "field_code" if custom.get("field_id") is None else "field_id"
+    unsent = _UNSENT_INSIDE.get(str(custom.get("field_type")))
+    values = custom["values"]
+    if unsent and values:
+        kept = [{name: part for name, part in mapping(each["value"]).items() if name not in unsent} for each in values]
+        values = [{"value": each} for each in kept]
+    return {named: custom.get(named), "values": values}
 
 
-def _numbered(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _numbered(*embedded: str) -> Callable[[Sequence[Row]], list[dict[str, Any]]]:
     """§5: a collection takes an array, and tells its answers apart by request_id."""
-    return [{**_sendable(row), "request_id": str(row.request_id)} for row in rows]
 
+    def wrap(rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [{**sendable(row.wire, *embedded), "request_id": str(row.request_id)} for row in rows]
 
-def _numbered_contacts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """§4.2: of what a contact embeds only tags may be written; its company is linked afterwards."""
-    sent = _numbered(rows)
-    for row in sent:
-        if "_embedded" in row:
-            row["_embedded"] = {name: part for name, part in row["_embedded"].items() if name == "tags"}
-            if not row["_embedded"]:
-                del row["_embedded"]
-    return sent
+    return wrap
 
 
 def _with_ids(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [{"id": row.id, **sent} for row, sent in zip(rows, _numbered(rows), strict=True)]
+    """§4.1, §4.2: of what a row embeds an update takes only the tags; whom it is tied to is told afterwards."""
+    return [{"id": row.id, **sent} for row, sent in zip(rows, _numbered("tags")(rows), strict=True)]
 
 
-def _link_companies(rows: Sequence[Row]) -> list[FollowUp]:
-    """§4.13: contacts are tied to their companies, 250 a request. Tying again changes nothing."""
-    tied = [row for row in rows if mapping(row.wire.get("_embedded")).get("companies")]
-    calls = link_calls(
-        [(Ref(Kind.CONTACT, row.id), Ref(Kind.COMPANY, row.wire["_embedded"]["companies"][0]["id"])) for row in tied]
-    )
-    return [
-        FollowUp(call=call, field="company", rows=tuple(row.number for row in tied[at * BATCH : (at + 1) * BATCH]))
-        for at, call in enumerate(calls)
-    ]
+# What of a row is a tie: the neutral field, and the vendor's word for what it leads to.
+_TIES = (("contacts", "contacts"), ("company", "companies"))
 
 
-def _creating(word: str) -> Writing:
+def _tie(type: str) -> Callable[[Sequence[Row]], list[FollowUp]]:
+    """§4.13: ties rows once they are written, and unties what is no longer asked for, 250 a request.
+
+    What an updated row was tied to is known from its reading, or from what was last written; one that was built by hand
+    is tied to what it names, and untied from nothing. Tying again changes nothing.
+    """
+
+    def then(rows: Sequence[Row]) -> list[FollowUp]:
+        steps: list[FollowUp] = []
+        for name, word in _TIES:
+            for doing, ties in zip(("link", "unlink"), _changed_ties(rows, name, word), strict=True):
+                numbers = [number for number, _ in ties]
+                for at, call in enumerate(wire.tie_calls(doing, type, [tie for _, tie in ties])):
+                    here = numbers[at * wire.TIES_A_CALL : (at + 1) * wire.TIES_A_CALL]
+                    steps.append(FollowUp(call=call, field=name, rows=tuple(dict.fromkeys(here))))
+        return steps
+
+    return then
+
+
+def _changed_ties(rows: Sequence[Row], name: str, word: str) -> tuple[list[Any], list[Any]]:
+    made: list[tuple[int, dict[str, Any]]] = []
+    ended: list[tuple[int, dict[str, Any]]] = []
+    for row in rows:
+        embedded = mapping(row.wire.get("_embedded"))
+        if word in embedded:
+            before = {} if row.whole else _ties_before(row.entity, name, word)
+            now = {each["id"]: bool(each.get("is_main")) for each in embedded[word]}
+            new = {id: main for id, main in now.items() if id not in before or (main and not before[id])}
+            made += [(row.number, wire.tie(row.id, word, id, main=main)) for id, main in new.items()]
+            ended += [(row.number, wire.tie(row.id, word, id)) for id in before if id not in now]
+    return made, ended
+
+
+def _ties_before(entity: Any, name: str, word: str) -> dict[Any, bool]:
+    """Whom a row was tied to, by id, and whether as the main one."""
+    if entity.written is not None:
+        held = getattr(entity.written, name)
+        links = held if isinstance(held, tuple) else (held,) if held else ()
+        return {link.ref.id: link.main for link in links}
+    read = array(mapping(mapping(entity.raw).get("_embedded")).get(word))
+    return {each.get("id"): bool(each.get("is_main")) for each in map(mapping, read)}
+
+
+_Then: TypeAlias = Callable[[Sequence[Row]], Sequence[FollowUp]]
+
+
+def _creating(word: str, *embedded: str, then: _Then | None = None) -> Writing:
     return Writing(
         method="POST",
         path=lambda row: f"{API}/{word}",
-        wrap=_numbered,
+        wrap=_numbered(*embedded),
         unwrap=wire.created(word),
         batch=BATCH,
         advised_batch=ADVISED,
         atomic=True,
+        then=then,
     )
 
 
-def _updating(word: str) -> Writing:
+def _updating(word: str, then: _Then | None = None) -> Writing:
     return Writing(
         method="PATCH",
         path=lambda row: f"{API}/{word}",
@@ -243,6 +290,7 @@ def _updating(word: str) -> Writing:
         batch=BATCH,
         advised_batch=ADVISED,
         atomic=True,
+        then=then,
     )
 
 
@@ -369,23 +417,15 @@ CONTACTS = Resource(
         "first_name": ALL,
         "last_name": ALL,
         "position": ALL,
-        "company": READ | CREATE,
+        "company": ALL,
         "deals": READ,
     },
     routes={
         Verb.LIST: _listing("contacts", _CARD_FILTERS),
         Verb.GET: _getting("contacts", ("with", "leads")),
-        Verb.CREATE: Writing(
-            method="POST",
-            path=lambda row: f"{API}/contacts",
-            wrap=_numbered_contacts,
-            unwrap=wire.created("contacts"),
-            batch=BATCH,
-            advised_batch=ADVISED,
-            atomic=True,
-            then=_link_companies,
-        ),
-        Verb.UPDATE: _updating("contacts"),
+        # §4.2: of what a contact embeds only tags may be written.
+        Verb.CREATE: _creating("contacts", "tags", then=_tie("contacts")),
+        Verb.UPDATE: _updating("contacts", _tie("contacts")),
     },
 )
 
@@ -400,7 +440,7 @@ COMPANIES = Resource(
     routes={
         Verb.LIST: _listing("companies", _CARD_FILTERS),
         Verb.GET: _getting("companies", ("with", "contacts,leads")),
-        Verb.CREATE: _creating("companies"),
+        Verb.CREATE: _creating("companies", "tags"),
         Verb.UPDATE: _updating("companies"),
     },
 )
@@ -419,9 +459,8 @@ LEADS = Resource(
         "stage": ALL,
         "outcome": READ,
         "closed_at": ALL,
-        # §4.1: on PATCH only tags may be embedded.
-        "contacts": READ | CREATE,
-        "company": READ | CREATE,
+        "contacts": ALL,
+        "company": ALL,
     },
     routes={
         Verb.LIST: _listing(
@@ -430,8 +469,8 @@ LEADS = Resource(
             ("with", "contacts"),
         ),
         Verb.GET: _getting("leads", ("with", "contacts")),
-        Verb.CREATE: _creating("leads"),
-        Verb.UPDATE: _updating("leads"),
+        Verb.CREATE: _creating("leads", "tags", "contacts", "companies"),
+        Verb.UPDATE: _updating("leads", _tie("leads")),
     },
 )
 
@@ -490,7 +529,7 @@ def _one_note(id: Id, target: Ref | None) -> Call:
 
 def _notes_path(row: Row) -> str:
     if row.target is None or row.target.kind not in TYPES:
-        raise Unsupported("a note is written under a contact, a company or a lead: give target=")
+        raise Invalid("a note needs a target", [Issue(field="target", rule="the contact, company or lead it is of")])
     return f"{API}/{TYPES[row.target.kind]}/notes"
 
 
@@ -529,7 +568,7 @@ NOTES = Resource(
         Verb.CREATE: Writing(
             method="POST",
             path=_notes_path,
-            wrap=_numbered,
+            wrap=_numbered(),
             unwrap=wire.created("notes"),
             batch=BATCH,
             advised_batch=ADVISED,
@@ -566,6 +605,13 @@ PIPELINES = Resource(
         # §3.1: /leads/pipelines ignores page and limit and returns everything.
         Verb.LIST: Listing(call=read(f"{API}/leads/pipelines"), rows=wire.rows("pipelines"), paging=Unpaged()),
         Verb.GET: _getting("leads/pipelines"),
+        # §4.9: refused while it has leads, or is the last one.
+        Verb.DELETE: Writing(
+            method="DELETE",
+            path=lambda row: at_path(f"{API}/leads/pipelines/{{id}}", id=row.id),
+            wrap=lambda rows: None,
+            unwrap=lambda reply, rows: (Made(id=rows[0].id),),
+        ),
     },
 )
 

@@ -1,14 +1,14 @@
 """Kommo's shapes, one to one, in its own words. Sources: reference kommo-v4, sections named beside each rule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from attrs import evolve, field, frozen
 
 from crmclient.dialect import Made as Written
-from crmclient.dialect import Receipt, Reply, Row, Unknown, array, mapping
+from crmclient.dialect import Call, Receipt, Reply, Row, Unknown, array, mapping
 from crmclient.entities import Kind, Label, NoteKind
 from crmclient.errors import AmbiguousWrite, Unreadable
 from crmclient.serial import strict
@@ -46,6 +46,22 @@ NOTE_KINDS: Mapping[str, NoteKind] = {
     "attachment": NoteKind.FILE,
     "amomail_message": NoteKind.MAIL,
 }
+
+# §4.5; the others can only be read.
+WRITABLE_NOTES = frozenset(
+    {
+        "common",
+        "call_in",
+        "call_out",
+        "service_message",
+        "extended_service_message",
+        "message_cashier",
+        "geolocation",
+        "sms_in",
+        "sms_out",
+        "attachment",
+    }
+)
 
 
 @frozen(kw_only=True)
@@ -208,6 +224,7 @@ class FieldDefinition:
     type: str | None = None
     entity_type: str | None = None
     enums: list[Enum] | None = None
+    nested: list[Enum] | None = None
 
 
 @frozen(kw_only=True)
@@ -254,6 +271,28 @@ def one(reply: Reply) -> Any | None:
     return reply.body
 
 
+# §2.3: at most 250 rows a write.
+TIES_A_CALL = 250
+
+
+def tie(id: Any, to_type: str, to_id: Any, *, main: bool = False, **metadata: Any) -> dict[str, Any]:
+    """§4.13: one row of a link or an unlink."""
+    said = {
+        **({"is_main": True} if main else {}),
+        **{name: part for name, part in metadata.items() if part is not None},
+    }
+    row = {"entity_id": id, "to_entity_id": to_id, "to_entity_type": to_type}
+    return {**row, **({"metadata": said} if said else {})}
+
+
+def tie_calls(doing: str, type: str, ties: Sequence[dict[str, Any]]) -> list[Call]:
+    """§4.13: ties of one type, 250 a request. Linking what is linked and unlinking what is not change nothing."""
+    return [
+        Call("POST", f"{API}/{type}/{doing}", body=list(ties[at : at + TIES_A_CALL]), replayable=True)
+        for at in range(0, len(ties), TIES_A_CALL)
+    ]
+
+
 def next_link(reply: Reply) -> str | None:
     """§3.1: absent on the last page, where the method is not one that always sends it."""
     href = mapping(mapping(mapping(reply.body).get("_links")).get("next")).get("href")
@@ -285,9 +324,17 @@ def updated(word: str) -> Callable[[Reply, Sequence[Row]], tuple[Receipt[Any], .
     return matched
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def moment(epoch: object) -> datetime | None:
-    """Unix seconds; 0 is an empty one."""
-    return datetime.fromtimestamp(epoch, UTC) if isinstance(epoch, int) and epoch else None
+    """Unix seconds; 0 is an empty one. Raises Unreadable for a time that no calendar has."""
+    if not isinstance(epoch, int) or not epoch:
+        return None
+    try:
+        return _EPOCH + timedelta(seconds=epoch)
+    except OverflowError:
+        raise Unreadable(f"{epoch} is no time in seconds") from None
 
 
 def _written(id: Any, reply: Reply) -> Receipt[Any]:

@@ -1,0 +1,482 @@
+"""The command line is used as people and scripts use it: its words, its streams, its exit codes."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from crmclient import AuthFailed, Misconfigured, OriginRefused, Secret
+from crmclient.cli import COMMANDS, commands
+from crmclient.cli.demo import served
+from crmclient.cli.dialects import letters
+from crmclient.cli.login import granted
+from crmclient.cli.sandbox import opened_world
+from crmclient.cli.terminal import harmless, json_line
+from crmclient.clock import SystemClock
+from crmclient.dialect import ALL, COMPLETE, CREATE, READ, UPDATE
+from crmclient.registry import dialect
+from crmclient.sandbox.server import Running, face
+from crmclient.sandbox.world import World, populate
+
+KOMMO = dialect("kommo")
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody's own profiles, tokens or secrets are in the way."""
+    for name in [name for name in os.environ if name.startswith("CRMCLIENT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*words: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(commands(), list(words), input=stdin, catch_exceptions=False)
+
+
+def run(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "crmclient", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **more},
+        timeout=60,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the front
+
+
+def test_help_names_every_command_and_loads_none_of_them() -> None:
+    program = (
+        "import sys\nfrom crmclient.cli import main\nsys.argv = ['crmclient', '--help']\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "assert not {'httpx', 'rich.table', 'crmclient.client', 'crmclient.cli.demo'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    done = invoke(name, "--help")
+    assert done.exit_code == 0
+    assert "Usage:" in done.stdout
+    assert "\\b" not in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from crmclient.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'crmclient[cli]'" in done.stderr
+
+
+def test_nonsense_is_a_usage_error() -> None:
+    assert invoke("frobnicate").exit_code == 2
+    assert invoke("list", "kommo", "people").exit_code == 2
+    assert invoke("list", "kommo", "deals", "--updated-since", "yesterday").exit_code == 2
+    assert invoke("get", "kommo", "notes", "1", "--target", "deal").exit_code == 2
+
+
+def test_nothing_from_outside_steers_the_terminal() -> None:
+    assert harmless("a\x1b[31mb\x07\x9bc\u202ed\x7f\n") == "a␛[31mb␇\ufffdc\ufffdd␡⏎"
+    assert harmless("one\ntwo", lines=True) == "one\ntwo"
+    assert harmless("Zoë 🦄 محمد 👨‍👩‍👧") == "Zoë 🦄 محمد 👨‍👩‍👧"
+    line = json_line({"name": "\x9b\u202e\ud800Ж\n"})
+    assert line == '{"name": "\\u009b\\u202e\\ud800Ж\\n"}'
+    assert json.loads(line) == {"name": "\x9b\u202e\ud800Ж\n"}
+
+
+# --------------------------------------------------------------------------------------------------------- dialects
+
+
+def test_dialects_are_shown_as_they_are() -> None:
+    shown = json.loads(invoke("dialects", "--json").stdout)
+    assert {"electrum", "kommo"} <= shown.keys()
+    for name, told in shown.items():
+        spoken = dialect(name)
+        for entity, verbs in spoken.capabilities.items():
+            assert set(told["entities"][entity.__name__]["verbs"]) == {str(verb) for verb in verbs}
+    table = invoke("dialects").stdout
+    assert "Contact" in table
+    assert "electrum" in table
+    assert "company rc" in invoke("dialects", "--fields").stdout.replace("\n", " ")
+
+
+def test_a_field_is_told_in_letters() -> None:
+    assert [letters(through) for through in (ALL, READ, READ | CREATE, CREATE, UPDATE, READ | COMPLETE)] == [
+        "rw",
+        "r",
+        "rc",
+        "c",
+        "u",
+        "rd",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- the sandbox
+
+
+def test_an_unknown_sandbox_or_switch_lists_the_known_ones() -> None:
+    for words, known in (
+        (("nothing",), "electrum"),
+        (("kommo", "--switch", "no=1"), "shuffle-answers"),
+        (("kommo", "--switch", "profile=x"), "amo"),
+        (("kommo", "--switch", "shuffle-answers=maybe"), "true"),
+        (("electrum", "--accept-seed-forms"), "stage-form"),
+    ):
+        done = invoke("sandbox", *words)
+        assert done.exit_code == 1
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert known in done.stderr
+
+
+def test_switches_are_listed_with_their_reasons() -> None:
+    shown = invoke("sandbox", "electrum", "--list-switches").stdout
+    assert "stage-form" in shown
+    assert "§6" in shown
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = invoke("sandbox", "electrum", "--rows", "0", "--port", str(port))
+    assert done.exit_code == 1
+    assert done.stderr == f"error: port {port} is in use; choose another, or 0 for any free one\n"
+
+
+def test_an_account_in_a_file_is_filled_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "account.db"
+    with opened_world(file, 5, 1) as world:
+        assert world.count("contact") == 5
+        world.add("contact", {"name": "mine"})
+    with opened_world(file, None, 1) as world:
+        assert world.count("contact") == 6
+    with opened_world(file, 9, 1) as world:
+        assert world.count("contact") == 6
+    assert "taken as it is" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_account_is_left_alone(tmp_path: Path) -> None:
+    letter, other = tmp_path / "letter.txt", tmp_path / "other.db"
+    letter.write_text("Dear John, this is no database at all, and it is longer than a header.\n" * 20)
+    with closing(sqlite3.connect(other)) as db:
+        db.execute("CREATE TABLE counter (last)")
+    for file in (letter, other):
+        before = file.read_bytes()
+        done = invoke("sandbox", "electrum", "--db", str(file))
+        assert done.exit_code == 1
+        assert str(file) in done.stderr
+        assert file.read_bytes() == before
+
+
+def test_a_file_half_filled_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crmclient.cli.sandbox.populate", interrupted)
+    done = invoke("sandbox", "electrum", "--db", str(tmp_path / "account.db"))
+    assert done.exit_code == 130
+    assert not list(tmp_path.glob("account.db*"))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["electrum", "kommo"])
+def test_a_sandbox_prints_a_script_that_runs(name: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "crmclient", "sandbox", name, "--rows", "7"]
+    sandbox = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert sandbox.stdout is not None
+        said = ""
+        while "asyncio.run(main())" not in said:
+            line = sandbox.stdout.readline()
+            assert line, said
+            said += line
+        pasted = tmp_path / "pasted.py"
+        pasted.write_text(said[said.index("import asyncio") :], encoding="utf-8")
+        assert len(pasted.read_text().splitlines()) == 6
+        done = subprocess.run([sys.executable, str(pasted)], capture_output=True, text=True, check=True)
+        assert done.stdout.count("'") + done.stdout.count('"') >= 10
+        (base_url,) = re.findall(r"base address: (\S+)", said)
+        (token,) = re.findall(r"^token: (\S+)", said, re.MULTILINE)
+        listed = run("list", name, "contacts", "--base-url", base_url, CRMCLIENT_TOKEN=token)
+        assert len(listed.stdout.splitlines()) == 7
+    finally:
+        sandbox.send_signal(signal.SIGINT)
+        _, err = sandbox.communicate(timeout=20)
+    assert sandbox.returncode == 130
+    assert "Traceback" not in err
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.fixture(scope="module")
+def electrum() -> Iterator[Running]:
+    with World(clock=SystemClock()) as world:
+        populate(world, contacts=120, companies=5, deals=9, tasks=5, seed=1, as_rows=False)
+        world.add("contact", {"name": "\x1b]0;owned\x07\x1b[31mred", "phones": [{"value": "+7", "label": "work"}]})
+        with served(face("electrum"), world) as running:
+            yield running
+
+
+@pytest.fixture
+def reading(electrum: Running, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("CRMCLIENT_TOKEN", electrum.credentials["token"])
+    return ["--base-url", electrum.base_url]
+
+
+@pytest.mark.e2e
+def test_machines_get_json_lines_of_all_rows(reading: list[str]) -> None:
+    done = invoke("list", "electrum", "contacts", *reading)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 121
+    assert rows[-1]["name"] == "\x1b]0;owned\x07\x1b[31mred"
+    assert "raw" not in rows[0]
+    assert "\x1b" not in done.stdout
+    (raw,) = invoke("list", "electrum", "contacts", "--limit", "1", "--raw", *reading).stdout.splitlines()
+    assert json.loads(raw)["raw"]["id"] == rows[0]["id"]
+
+
+@pytest.mark.e2e
+def test_people_get_a_table_and_are_told_what_it_leaves_out(reading: list[str]) -> None:
+    done = invoke("list", "electrum", "contacts", "--table", *reading)
+    assert len(done.stdout.splitlines()) == 51
+    assert "the first 50 rows" in done.stderr
+    last = invoke("list", "electrum", "contacts", "--table", "--text", "owned", *reading)
+    assert "␛]0;owned" in last.stdout
+    assert "\x1b" not in last.stdout
+    deals = invoke("list", "electrum", "deals", "--table", *reading)
+    ids = [json.loads(line)["id"] for line in invoke("list", "electrum", "deals", *reading).stdout.splitlines()]
+    assert all(str(id) in deals.stdout for id in ids)
+
+
+@pytest.mark.e2e
+def test_filters_are_the_same_words_everywhere(electrum: Running, reading: list[str]) -> None:
+    deals = electrum.world.select("deal")
+    owner = deals[0]["owner"]
+    done = invoke("list", "electrum", "deals", "--owner", str(owner), *reading)
+    assert len(done.stdout.splitlines()) == sum(deal["owner"] == owner for deal in deals)
+    none = invoke("list", "electrum", "deals", "--updated-since", "2099-01-01", *reading)
+    assert (none.exit_code, none.stdout) == (0, "")
+    refused = invoke("list", "electrum", "contacts", "--owner", "1", *reading)
+    assert refused.exit_code == 1
+    assert "error: Electrum contacts cannot be filtered by owner" in refused.stderr
+
+
+@pytest.mark.e2e
+def test_one_row_is_shown(electrum: Running, reading: list[str]) -> None:
+    id = electrum.world.select("contact", limit=1)[0]["id"]
+    assert json.loads(invoke("get", "electrum", "contacts", str(id), *reading).stdout)["id"] == id
+    assert str(id) in invoke("get", "electrum", "contacts", str(id), "--table", *reading).stdout
+    for wrong, said in (("99999999", "не найден"), ("a/../b", "positive whole number")):
+        done = invoke("get", "electrum", "contacts", wrong, *reading)
+        assert done.exit_code == 1
+        assert said in done.stderr
+        assert done.stdout == ""
+
+
+@pytest.mark.e2e
+def test_a_reader_that_has_enough_is_no_error(electrum: Running, reading: list[str]) -> None:
+    line = (
+        f"{sys.executable} -m crmclient list electrum contacts {' '.join(reading)} | head -1; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["/bin/bash", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+@pytest.mark.e2e
+def test_a_profile_says_where_and_the_environment_says_how(electrum: Running, tmp_path: Path) -> None:
+    (tmp_path / "crmclient.toml").write_text(
+        f'[profiles.shop]\ndialect = "electrum"\nbase_url = "{electrum.base_url}"\n'
+    )
+    done = run("list", "shop", "users", CRMCLIENT_SHOP_TOKEN=electrum.credentials["token"], CRMCLIENT_TOKEN="wrong")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    refused = run("list", "shop", "users", CRMCLIENT_SHOP_TOKEN="sesame-open")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert "sesame-open" not in refused.stderr + refused.stdout
+    nothing = run("list", "shop", "users")
+    assert nothing.returncode == 1
+    assert "CRMCLIENT_SHOP_TOKEN" in nothing.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ login
+
+
+def test_a_code_is_taken_bare_or_from_the_address() -> None:
+    assert granted(" def502abc \n", KOMMO).code == Secret("def502abc")
+    whole = "https://me.example/oauth?code=def502abc&referer=acme.kommo.com&state=1&from_widget=1"
+    assert granted(whole, KOMMO).code == Secret("def502abc")
+    assert granted(whole, KOMMO).host == "acme.kommo.com"
+    assert granted("?code=c&referer=acme.amocrm.ru", KOMMO).host == "acme.amocrm.ru"
+    assert "def502abc" not in repr(granted(whole, KOMMO))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "kommo.com",
+        "kommo.com.evil.example",
+        "acme.kommo.com.evil.example",
+        "a.b.kommo.com",
+        "evilkommo.com",
+        "acme.kommo.com:8080",
+        "acme@evil.kommo.com",
+        "acme.kommo.com/../evil",
+        "аcme.kommo.com",
+    ],
+)
+def test_a_code_is_not_spent_at_a_host_that_is_not_the_vendors(host: str) -> None:
+    with pytest.raises(OriginRefused, match="no host of Kommo"):
+        granted(f"https://me.example/?code=c&referer={host}", KOMMO)
+
+
+def test_an_address_without_a_code_says_so() -> None:
+    with pytest.raises(Misconfigured, match="no code"):
+        granted("https://me.example/?state=1", KOMMO)
+    with pytest.raises(AuthFailed, match="access_denied"):
+        granted("https://me.example/?error=access_denied", KOMMO)
+    for nothing in ("", "two words"):
+        with pytest.raises(Misconfigured):
+            granted(nothing, KOMMO)
+
+
+@pytest.fixture
+def kommo() -> Iterator[Running]:
+    with World(clock=SystemClock()) as world:
+        populate(world, contacts=3)
+        with served(face("kommo"), world) as running:
+            yield running
+
+
+def profile(folder: Path, kommo: Running) -> None:
+    card = kommo.credentials
+    (folder / "crmclient.toml").write_text(
+        f'[profiles.roga]\ndialect = "kommo"\nbase_url = "{kommo.base_url}"\n'
+        f'client_id = "{card["client_id"]}"\nredirect_uri = "{card["redirect_uri"]}"\n'
+    )
+
+
+@pytest.mark.e2e
+def test_a_login_is_kept_and_found_again(kommo: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile(tmp_path, kommo)
+    card = kommo.credentials
+    monkeypatch.setenv("CRMCLIENT_ROGA_CLIENT_SECRET", card["client_secret"])
+    pasted = f"{card['redirect_uri']}?code={card['code']}&referer=roga.kommo.com\n"
+    done = invoke("login", "roga", "--code-stdin", stdin=pasted)
+    assert done.exit_code == 0, done.output
+    for told in ("Рога и Копыта", "roga", "RUB", "olga@roga.example"):
+        assert told in done.stdout
+    for hidden in (card["client_secret"], card["code"]):
+        assert hidden not in done.output
+    (kept,) = (tmp_path / "state" / "crmclient" / "tokens").glob("*.json")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert len(invoke("list", "roga", "contacts").stdout.splitlines()) == 3
+    # Without the secret the token serves while it lives.
+    monkeypatch.delenv("CRMCLIENT_ROGA_CLIENT_SECRET")
+    assert len(invoke("list", "roga", "contacts").stdout.splitlines()) == 3
+
+
+@pytest.mark.e2e
+def test_a_spent_code_is_refused_and_the_old_token_stays(
+    kommo: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile(tmp_path, kommo)
+    monkeypatch.setenv("CRMCLIENT_CLIENT_SECRET", kommo.credentials["client_secret"])
+    code = kommo.credentials["code"] + "\n"
+    assert invoke("login", "roga", "--code-stdin", stdin=code).exit_code == 0
+    again = invoke("login", "roga", "--code-stdin", stdin=code)
+    assert again.exit_code == 1
+    assert "Authorization code has been revoked" in again.stderr
+    assert len(invoke("list", "roga", "contacts").stdout.splitlines()) == 3
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["electrum", "kommo"])
+def test_a_long_lived_token_is_tried_kept_and_found_again(name: str, tmp_path: Path) -> None:
+    with World(clock=SystemClock()) as world, served(face(name), world) as running:
+        where = ["--base-url", running.base_url]
+        refused = invoke("login", name, *where, "--long-lived", "--code-stdin", stdin="wrong-token\n")
+        assert refused.exit_code == 1
+        assert "wrong-token" not in refused.output
+        assert not list(tmp_path.rglob("*.json"))
+        token = running.credentials["token"]
+        done = invoke("login", name, *where, "--long-lived", "--code-stdin", stdin=token + "\n")
+        assert done.exit_code == 0, done.output
+        assert "Ольга Смирнова" in done.stdout
+        assert token not in done.output
+        assert len(invoke("list", name, "users", *where).stdout.splitlines()) == 3
+
+
+def test_what_login_lacks_is_said_before_anybody_is_asked() -> None:
+    for words, said in (
+        (("kommo", "--account", "acme"), "--client-id"),
+        (("kommo", "--account", "acme", "--long-lived"), "CRMCLIENT_KOMMO_TOKEN"),
+        (("kommo", "--long-lived"), "needs an account"),
+        (("electrum",), "base_url"),
+        (("electrum", "--base-url", "http://127.0.0.1:1", "--code-stdin"), "stdin held nothing"),
+        (("kommo", "--account", "acme", "--client-id", "i", "--redirect-uri", "r"), "CRMCLIENT_KOMMO_CLIENT_SECRET"),
+    ):
+        done = invoke("login", *words)
+        assert done.exit_code == 1
+        assert said in done.stderr
+        assert done.stdout == ""
+
+
+def test_access_granted_in_another_account_is_not_taken_for_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRMCLIENT_CLIENT_SECRET", "s")
+    words = ("login", "kommo", "--account", "acme", "--client-id", "i", "--redirect-uri", "r", "--code-stdin")
+    done = invoke(*words, stdin="https://me.example/?code=c&referer=other.kommo.com\n")
+    assert done.exit_code == 1
+    assert "other.kommo.com" in done.stderr
+    assert "acme.kommo.com" in done.stderr
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
+def test_what_is_typed_is_not_echoed(electrum: Running) -> None:
+    main, terminal = pty.openpty()
+    words = [sys.executable, "-m", "crmclient", "login", "electrum", "--base-url", electrum.base_url]
+    login = subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    seen = b""
+    while b"Token (electrum): " not in seen:
+        seen += os.read(main, 4096)
+    os.write(main, electrum.credentials["token"].encode() + b"\n")
+    while True:
+        try:
+            more = os.read(main, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not more:
+            break
+        seen += more
+    assert login.wait(timeout=20) == 0
+    os.close(main)
+    assert "Ольга Смирнова" in seen.decode()
+    assert electrum.credentials["token"] not in seen.decode()

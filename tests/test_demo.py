@@ -1,0 +1,344 @@
+"""The demo believes nothing: what it counts is counted again here, and what it is refused it says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from click.testing import CliRunner
+
+import crmclient.cli.demo as demo_module
+from crmclient import (
+    Client,
+    Company,
+    Contact,
+    Deal,
+    Kind,
+    Outcome,
+    Pipeline,
+    Ref,
+    Stage,
+    Task,
+    Unavailable,
+    User,
+    connect,
+)
+from crmclient.cli import commands
+from crmclient.cli.demo import (
+    Report,
+    Sizes,
+    Told,
+    batches,
+    company_name,
+    least,
+    match_stages,
+    match_users,
+    move,
+    pages,
+)
+from crmclient.clock import FakeClock
+from crmclient.registry import dialect
+from crmclient.sandbox.server import Running, face, in_process
+from crmclient.sandbox.world import World, populate
+
+
+@asynccontextmanager
+async def two(
+    contacts: int, companies: int, deals: int, tasks: int, *, furnish: Callable[[World, World], None] | None = None
+) -> AsyncIterator[tuple[Client, Client, Running, Running]]:
+    """Both sandboxes, with their limits, in a time that only passes when everybody waits."""
+    clock = FakeClock()
+    with World(clock=clock) as full, World(clock=clock) as empty:
+        populate(full, contacts=contacts, companies=companies, deals=deals, tasks=tasks, seed=1, as_rows=False)
+        if furnish is not None:
+            furnish(full, empty)
+        source, target = in_process(face("electrum"), full), in_process(face("kommo"), empty)
+
+        def client(name: str, sandbox: Running) -> Client:
+            base_url = sandbox.base_url.replace("sandbox.test", "127.0.0.1")
+            token = sandbox.credentials["token"]
+            return connect(name, base_url=base_url, credentials=token, transport=sandbox.transport(), clock=clock)
+
+        async with client("electrum", source) as reading, client("kommo", target) as writing:
+            yield reading, writing, source, target
+
+
+# ----------------------------------------------------------------------------------------------------------- moving
+
+
+@pytest.mark.asyncio
+async def test_everything_arrives_once_with_the_fewest_requests_and_no_429() -> None:
+    async with two(330, 40, 220, 160) as (reading, writing, source, target):
+        report = await move(reading, writing)
+        assert report.equal, report.as_tree()
+        assert {kind: tally.read_back for kind, tally in report.kinds.items()} == {
+            "companies": 40,
+            "contacts": 330,
+            "deals": 220,
+            "tasks": 160,
+        }
+        # users, pipelines; 4 + 3 + 2 pages of 100.
+        assert report.requests["source"] == report.least["source"] == source.stats.requests == 11
+        # users, pipelines; 1 + 2 + 1 + 1 batches and 1 of links (or 2, above 250 ties); 1 + 2 + 1 + 1 pages of 250.
+        ties = report.kinds["contacts"].links_expected
+        assert report.least["target"] == 2 + 5 + batches(ties, 250) + 5
+        assert report.requests["target"] == report.least["target"] == target.stats.requests
+        assert source.stats.refused == target.stats.refused == 0
+        assert report.rate_limited == {"source": 0, "target": 0}
+        assert target.stats.worst(1.0) <= 7
+        # The worlds agree: nothing is taken from the report alone.
+        for kind in ("contact", "deal", "task"):
+            assert target.world.count(kind) == source.world.count(kind)
+        assert target.world.count("company") == 40
+        assert {row["name"] for row in target.world.select("contact")} == {
+            row["name"] for row in source.world.select("contact")
+        }
+        assert sum(row["company_id"] is not None for row in target.world.select("contact")) == ties
+
+
+@pytest.mark.asyncio
+async def test_what_the_target_requires_and_the_source_lacks_is_invented_and_said() -> None:
+    async with two(20, 3, 10, 30) as (reading, writing, source, target):
+        undated = {row["text"]: row for row in source.world.select("task") if row["due"] is None}
+        report = await move(reading, writing)
+        assert report.invented == {"task.due": len(source.world.select("task", where={"due": None}))}
+        assert undated
+        for row in target.world.select("task"):
+            if row["text"] in undated and row["created_at"] == undated[row["text"]]["created_at"]:
+                assert row["due"] == row["created_at"] + 86400
+        done = [row["done"] for row in source.world.select("task")]
+        assert [row["done"] for row in target.world.select("task")] == done
+        assert report.equal
+
+
+@pytest.mark.asyncio
+async def test_a_refused_row_is_reported_and_the_others_go_on() -> None:
+    def furnish(full: World, empty: World) -> None:
+        contact = full.select("contact", limit=1)[0]["id"]
+        full.add("task", {"text": "", "target_kind": "contact", "target_id": contact})
+
+    async with two(5, 2, 3, 2, furnish=furnish) as (reading, writing, _, target):
+        report = await move(reading, writing)
+        tally = report.kinds["tasks"]
+        assert (tally.read, tally.written, tally.refused, tally.read_back) == (3, 2, 1, 2)
+        assert not report.equal
+        assert any("text" in trouble for trouble in report.troubles)
+        assert target.world.count("task") == 2
+
+
+@pytest.mark.asyncio
+async def test_a_nameless_contact_arrives_nameless() -> None:
+    async with two(3, 1, 0, 0, furnish=lambda full, empty: _nameless(full)) as (reading, writing, _, target):
+        report = await move(reading, writing)
+        assert report.equal, report.as_tree()
+        assert target.world.count("contact") == 4
+
+
+def _nameless(full: World) -> None:
+    full.add("contact", {"name": "", "company": "  Acme "})
+
+
+@pytest.mark.asyncio
+async def test_rows_that_were_there_before_are_too_many() -> None:
+    async with two(3, 1, 2, 2, furnish=lambda full, empty: _one_deal(empty)) as (reading, writing, *_):
+        report = await move(reading, writing)
+        assert report.kinds["deals"].unexpected == 1
+        assert not report.equal
+
+
+def _one_deal(empty: World) -> None:
+    pipeline = empty.select("pipeline")[0]["id"]
+    stage = empty.select("stage", where={"pipeline_id": pipeline, "type": "open"})[0]["id"]
+    empty.add("deal", {"name": "old", "pipeline_id": pipeline, "stage_id": stage})
+
+
+@pytest.mark.asyncio
+async def test_who_has_no_like_in_the_target_is_me_and_that_is_said() -> None:
+    def furnish(full: World, empty: World) -> None:
+        stranger = full.add("user", {"name": "Nobody Knows", "email": "n@elsewhere.example"})
+        full.add("task", {"text": "call", "owner": stranger})
+
+    async with two(3, 1, 2, 2, furnish=furnish) as (reading, writing, _, target):
+        report = await move(reading, writing)
+        assert report.mapped["users by nothing, so they are me"] == 1
+        assert target.world.select("task", where={"owner": target.world.admin["id"]})
+        assert report.equal
+
+
+@pytest.mark.asyncio
+async def test_progress_is_told_as_it_is_made() -> None:
+    heard: list[tuple[str, str, int, int | None]] = []
+    async with two(260, 2, 2, 2) as (reading, writing, *_):
+        await move(reading, writing, lambda *told: heard.append(told))
+    assert ("write", "contacts", 250, 260) in heard
+    assert ("write", "contacts", 260, 260) in heard
+    assert heard[-1][:2] == ("check", "tasks")
+
+
+# --------------------------------------------------------------------------------------------------- pure functions
+
+
+def pipeline(id: int, name: str, *stages: tuple[int | str, str, Outcome], main: bool = False) -> Pipeline:
+    made = [Stage(id=at, name=label, sort=place, outcome=outcome) for place, (at, label, outcome) in enumerate(stages)]
+    return Pipeline(id=id, name=name, main=main, stages=tuple(made))
+
+
+OPEN, WON, LOST = Outcome.OPEN, Outcome.WON, Outcome.LOST
+SALES = pipeline(
+    1,
+    "Sales",
+    (10, "Unsorted", Outcome.UNSORTED),
+    (11, "New", OPEN),
+    (12, "Talks", OPEN),
+    (142, "Won", WON),
+    (143, "Lost", LOST),
+    main=True,
+)
+OTHER = pipeline(2, "Other", (21, "New", OPEN), (142, "Won", WON), (143, "Lost", LOST))
+
+
+def test_stages_go_by_name_within_the_pipeline_of_that_name() -> None:
+    found = match_stages([pipeline(7, " other ", ("new", "NEW", OPEN))], [SALES, OTHER])
+    assert found[7, "new"].pipeline == Ref(Kind.PIPELINE, 2)
+    assert found[7, "new"].stage == Ref(Kind.STAGE, 21)
+    assert found[7, "new"].how == "name"
+
+
+def test_won_and_lost_go_by_outcome_whatever_they_are_called() -> None:
+    found = match_stages([pipeline(7, "Sales", ("yes", "Hurra", WON), ("no", "Lost", LOST))], [SALES])
+    assert (found[7, "yes"].stage.id, found[7, "yes"].how) == (142, "outcome")
+    assert (found[7, "no"].stage.id, found[7, "no"].how) == (143, "name")
+
+
+def test_a_stage_named_like_one_of_another_outcome_is_not_taken_for_it() -> None:
+    found = match_stages([pipeline(7, "Sales", ("w", "Lost", WON))], [SALES])
+    assert found[7, "w"].stage.id == 142
+
+
+def test_open_stages_go_by_place_and_the_last_takes_the_rest() -> None:
+    unknown = pipeline(7, "Nowhere", *((n, f"stage {n}", OPEN) for n in range(4)))
+    found = match_stages([unknown], [OTHER, SALES])
+    assert [found[7, n].stage.id for n in range(4)] == [11, 12, 12, 12]
+    assert found[7, 0].how == "place, in the main pipeline"
+
+
+def test_a_stage_without_a_like_is_left_out_and_an_account_without_pipelines_has_none() -> None:
+    assert match_stages([pipeline(7, "Sales", ("u", "?", Outcome.UNSORTED))], [OTHER]) == {}
+    assert match_stages([SALES], []) == {}
+
+
+def test_users_go_by_e_mail_then_by_name() -> None:
+    source = [User(id=1, name="A", email="A@x"), User(id=2, name=" b ", email="gone@x"), User(id=3, name="C")]
+    target = [User(id=7, name="B", email="a@X"), User(id=8, name="A")]
+    found = match_users(source, target)
+    assert found[1] == (Ref(Kind.USER, 7), "e-mail")
+    assert found[2] == (Ref(Kind.USER, 7), "name")
+    assert 3 not in found
+
+
+def test_companies_are_one_when_composed_and_trimmed_they_are_the_same() -> None:
+    assert company_name(Contact(company=" Cafe\u0301 ")) == company_name(Contact(company="Café"))
+    assert company_name(Contact(company="CAFÉ")) != company_name(Contact(company="Café"))
+    assert company_name(Contact()) == ""
+
+
+def test_the_least_counts_full_pages_and_batches() -> None:
+    assert [pages(n, 100) for n in (0, 1, 100, 101)] == [1, 1, 1, 2]
+    assert [batches(n, 250) for n in (0, 1, 250, 251)] == [0, 1, 1, 2]
+    kommo = Sizes.of(dialect("kommo"))
+    assert kommo.page == kommo.batch[Contact] == kommo.links[Contact] == 250
+    assert kommo.links.keys() == {Contact}
+    assert {Company, Deal, Task} <= kommo.batch.keys()
+    assert Sizes.of(dialect("electrum")).page == 100
+    report = Report()
+    contacts = report.kinds["contacts"]
+    contacts.read = contacts.written = contacts.read_back = 251
+    contacts.links_expected = 250
+    found = least(Sizes.of(dialect("electrum")), kommo, report, settings={"source": 2, "target": 2})
+    # Source: 3 pages, an empty one of deals and of tasks. Target: 2 batches, 1 of links, 2 pages and 3 empty ones.
+    assert found == {"source": 2 + 5, "target": 2 + 3 + 5}
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "crmclient", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.e2e
+def test_the_command_prints_one_object_and_nothing_else() -> None:
+    done = run("demo", "--rows", "60", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["equal"] is True
+    assert found["kinds"]["contacts"]["read_back"] == 60
+    assert found["requests"] == found["least"]
+    for side in ("source", "target"):
+        assert found["sandboxes"][side] == {"requests": found["requests"][side], "refused_429": 0}
+        assert found["rate_limited"][side] == 0
+
+
+@pytest.mark.e2e
+def test_the_table_says_what_arrived() -> None:
+    done = run("demo", "--rows", "30")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "lost fields     none" in done.stdout
+    assert "Every row that was read is in the target as it was sent, once" in done.stdout
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
+@pytest.mark.parametrize("seconds", [1.0, 2.0, 3.5])
+def test_ctrl_c_ends_it_without_a_traceback(seconds: float) -> None:
+    words = [sys.executable, "-m", "crmclient", "demo", "--rows", "3000"]
+    demo = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    demo.send_signal(signal.SIGINT)
+    out, err = demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert "interrupted" in err
+
+
+@pytest.mark.e2e
+def test_ctrl_c_says_what_was_done_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = threading.active_count()
+
+    async def interrupted(source: Client, target: Client, told: Told) -> Report:
+        def heard(doing: str, kind: str, rows: int, of: int | None) -> None:
+            told(doing, kind, rows, of)
+            if (doing, kind) == ("write", "contacts"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return await move(source, target, heard)
+
+    monkeypatch.setattr(demo_module, "move", interrupted)
+    done = CliRunner().invoke(commands(), ["demo", "--rows", "300"])
+    assert done.exit_code == 130
+    assert done.stdout == ""
+    assert "Read: 300 contacts, 200 deals, 150 tasks." in done.stderr
+    assert "Known to be written: 40 companies, 250 contacts, no deals, no tasks." in done.stderr
+    assert "Both sandboxes are stopped." in done.stderr
+    assert threading.active_count() == running
+
+
+@pytest.mark.e2e
+def test_an_error_of_a_crm_ends_it_with_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(source: Client, target: Client, told: Told) -> Report:
+        told("write", "companies", 3, 3)
+        raise Unavailable("the server failed", status=503)
+
+    monkeypatch.setattr(demo_module, "move", failing)
+    done = CliRunner().invoke(commands(), ["demo", "--rows", "3"])
+    assert done.exit_code == 1
+    assert "3 companies" in done.stderr
+    assert "error: the server failed [HTTP 503]" in done.stderr
