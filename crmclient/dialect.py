@@ -415,11 +415,15 @@ class Getting:
 
 @frozen(kw_only=True)
 class FollowUp:
-    """A call that finishes rows already made (a link). If it fails, they stay made and their receipts say so."""
+    """A call that finishes rows already made (a link). If it fails, they stay made and their receipts say so.
+
+    ``refused`` knows errors that sit inside a 200.
+    """
 
     call: Call
     field: str
     rows: tuple[int, ...]
+    refused: Callable[[Reply], CRMError | None] = lambda reply: None
 
 
 @frozen(kw_only=True)

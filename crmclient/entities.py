@@ -249,6 +249,14 @@ def _all_to(kind: Kind) -> Any:
     return convert
 
 
+def _with_a_main(given: Any) -> tuple[Link, ...]:
+    """Links to contacts, of which one is the main one: the first, where none is named."""
+    links: tuple[Link, ...] = _all_to(Kind.CONTACT)(given)
+    if links and not any(link.main for link in links):
+        return (evolve(links[0], main=True), *links[1:])
+    return links
+
+
 def _ref_to(kind: Kind) -> Any:
     def convert(given: Any) -> Any:
         if given is None or isinstance(given, Ref):
@@ -348,7 +356,10 @@ class Company(Entity):
 
 @frozen(kw_only=True)
 class Deal(Entity):
-    """A sale on its way. A stage is known by (pipeline, stage): ids of won and lost repeat in each pipeline."""
+    """A sale on its way. A stage is known by (pipeline, stage): ids of won and lost repeat in each pipeline.
+
+    One of its contacts is the main one; where none is named, the first.
+    """
 
     KIND = Kind.DEAL
 
@@ -358,7 +369,7 @@ class Deal(Entity):
     stage: Ref | None = field(default=None, converter=_ref_to(Kind.STAGE))
     outcome: Outcome | None = None
     closed_at: datetime | None = _moment()
-    contacts: tuple[Link, ...] = field(default=(), converter=_all_to(Kind.CONTACT))
+    contacts: tuple[Link, ...] = field(default=(), converter=_with_a_main)
     company: Link | None = field(default=None, converter=_to(Kind.COMPANY))
     tags: tuple[Tag, ...] = field(default=(), converter=_tags)
     fields: tuple[FieldValue, ...] = field(default=(), converter=_plain)

@@ -200,15 +200,22 @@ def listing(
 
     def decoded(rows: Iterable[Any], parent: Ref | None) -> Flow[list[T]]:
         found: list[T] = []
-        for row in rows:
+        context = evolve((yield Need()), parent=parent)
+        waiting = list(reversed(list(rows)))
+        while waiting:
             try:
-                made = yield from settled(lambda context, row=row: resource.decode(row, context), parent)
+                made = resource.decode(waiting[-1], context)
+            except MissingPart as missing:
+                context = evolve((yield Need(missing.part)), parent=parent)
+                continue
             except Unreadable as bad:
                 if on_bad is None:
                     raise
                 on_bad(bad)
+                waiting.pop()
                 continue
-            if kept(made):
+            waiting.pop()
+            if not names or kept(made):
                 found.append(made)
         return found
 
@@ -437,7 +444,10 @@ def _judged(
     if isinstance(answer, Rejected):
         refused = _refusals(resource, chunk, answer)
         if refused:
-            return refused, [row for row in chunk if row.number not in refused]
+            innocent = [row for row in chunk if row.number not in refused]
+            if route.atomic:
+                return refused, innocent
+            return refused | {row.number: NotApplied(error=answer) for row in innocent}, []
         if len(chunk) == 1:
             number, said = chunk[0].number, answer.detail or answer.message
             answer.issues = answer.issues or (Issue(row=number, rule=said, code=answer.code, detail=answer.detail),)
@@ -486,7 +496,9 @@ def _finish(
         answers: tuple[Reply | CRMError, ...] = yield tuple(step.call for step in wave)
         for step, answer in zip(wave, answers, strict=True):
             if isinstance(answer, Reply):
-                continue
+                answer = step.refused(answer)
+                if answer is None:
+                    continue
             issue = Issue(field=step.field, rule=f"not done: {answer.message}", code=answer.code, detail=answer.detail)
             for number in step.rows:
                 receipt = receipts[number]
@@ -626,10 +638,12 @@ def complete(dialect: Dialect, entity: type[T], id: object, result: str | None =
     done = made(id=row_id, done=True, result=result)
     _carriable(dialect, resource, done, fields, Verb.COMPLETE)
     wire = yield from settled(lambda context: resource.encode(done, fields, context))
-    yield from _alone(route, Row(number=0, wire=wire, entity=done, id=row_id))
+    receipt = yield from _alone(route, Row(number=0, wire=wire, entity=done, id=row_id))
+    if receipt.issues:
+        raise PartlyDone("the task is done, but its result was not kept", receipt.issues, entity=done)
 
 
-def _alone(route: Writing, row: Row) -> Flow[Receipt[Any]]:
+def _alone(route: Writing, row: Row) -> Flow[Made[Any]]:
     reply: Reply = yield route.call([row])
     try:
         (receipt,) = route.unwrap(reply, [row])
@@ -637,6 +651,11 @@ def _alone(route: Writing, row: Row) -> Flow[Receipt[Any]]:
         raise lost(bad, "the write") from bad
     if not isinstance(receipt, Made):
         raise receipt.error
+    if route.then is not None:
+        receipts: dict[int, Receipt[Any]] = {row.number: receipt}
+        yield from _finish(route.then, [row], receipts)
+        receipt = receipts[row.number]
+        assert isinstance(receipt, Made)  # noqa: S101  what finishes a row takes nothing of it back
     return receipt
 
 

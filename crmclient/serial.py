@@ -7,15 +7,18 @@ adapter's wire classes are read by it. ``to_tree`` shows any value as plain JSON
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
-from attrs import fields_dict, has
+from attrs import NOTHING, fields_dict, has
 from cattrs import BaseValidationError, Converter, transform_error
 from cattrs.gen import make_dict_structure_fn
 
 from crmclient.dialect import Cursor, Secret, Token
-from crmclient.errors import Unreadable
+from crmclient.entities import Email, FieldType, FieldValue, Id, Kind, Link, Money, Phone, Ref, Tag
+from crmclient.errors import Invalid, Issue, Unreadable
 
 T = TypeVar("T")
 
@@ -106,14 +109,19 @@ def strict() -> Strict:
     return Strict()
 
 
-def structured(reader: Strict, row: Any, wire: type[T], what: str) -> T:
-    """A row in the vendor's shape. Raises Unreadable that names the kind, the id and the path, and keeps the row."""
+def structured(reader: Strict, row: Any, wire: type[T], what: str, raw: Any = None) -> T:
+    """A row in the vendor's shape. Raises Unreadable that names the kind, the id and the path, and keeps the row.
+
+    ``raw`` is the row as the server said it, where the one to be read was put right first.
+    """
     try:
         return reader.structure(row, wire)
     except (BaseValidationError, TypeError, ValueError, KeyError) as wrong:
         known = dict[str, Any](row).get("id") if isinstance(row, Mapping) else None  # pyright: ignore[reportUnknownArgumentType]
         told = "; ".join(transform_error(wrong, path=what)) if isinstance(wrong, BaseValidationError) else str(wrong)
-        raise Unreadable(f"{what} {known} has another shape than expected: {told}", raw=row) from None
+        raise Unreadable(
+            f"{what} {known} has another shape than expected: {told}", raw=row if raw is None else raw
+        ) from None
 
 
 def _secret(text: object) -> Secret:
@@ -171,3 +179,197 @@ def cursor_to_tree(cursor: Cursor) -> dict[str, Any]:
 
 def cursor_from_tree(tree: Any) -> Cursor:
     return structured(_reader(), tree, Cursor, "cursor")
+
+
+# ------------------------------------------------------------------------------------- what to_tree showed, read back
+
+# What a person writes for the whole of it: "+79991234567", "new", "12.50".
+_SAID_ALONE: Mapping[type, str] = {Phone: "value", Email: "value", Tag: "name", Money: "amount"}
+# Fields that point at rows of one kind, so that an id alone says enough.
+_POINTS_AT: Mapping[str, Kind] = {
+    **dict.fromkeys(("owner", "created_by", "updated_by"), Kind.USER),
+    "pipeline": Kind.PIPELINE,
+    "stage": Kind.STAGE,
+    "type": Kind.TASK_TYPE,
+    "field": Kind.FIELD,
+    "company": Kind.COMPANY,
+    "contacts": Kind.CONTACT,
+    "deals": Kind.DEAL,
+}
+
+
+def from_tree(kind: type[T], tree: Any) -> T:
+    """The value that ``to_tree`` has shown, or that a person wrote by hand.
+
+    What is short to write is taken too: ``"phones": ["+7…"]``, ``"tags": ["new"]``, ``"price": "12.50"``, an id for what
+    a field can only point at (``"owner": 5``, ``"company": 5``), a name for a company that is no row, ``"deal:7"`` for a
+    target. Raises Invalid with an issue for everything that is wrong, a key that is no field among them.
+    """
+    issues: list[Issue] = []
+    made = _made(kind, tree, "", issues)
+    if issues:
+        raise Invalid(f"this is no {kind.__name__.lower()}", issues)
+    return made
+
+
+def _made(kind: type[Any], tree: Any, path: str, issues: list[Issue]) -> Any:
+    """A value of an attrs class, or None and issues."""
+    alone = _SAID_ALONE.get(kind) if not isinstance(tree, Mapping) else None
+    if alone is None and not isinstance(tree, Mapping):
+        issues.append(_issue(path, f"expected an object, got {tree!r:.80}"))
+        return None
+    given: Mapping[Any, Any] = cast("Mapping[Any, Any]", tree) if alone is None else {alone: tree}
+    known, before = fields_dict(kind), len(issues)
+    for name in given:
+        if name not in known or name == "written":
+            fields = ", ".join(each for each in known if each not in ("raw", "unread", "written"))
+            issues.append(_issue(_under(path, name), f"{kind.__name__} has no such field; it has {fields}"))
+    if kind is FieldValue:
+        given = {**given, "values": _contents(given, _under(path, "values"), issues)}
+    parts = {
+        name: _read(known[name].type, part, name, path if alone else _under(path, name), issues)
+        for name, part in given.items()
+        if name in known and part is not None
+    }
+    lacking = [name for name, part in known.items() if part.default is NOTHING and name not in parts]
+    if lacking and len(issues) == before:
+        issues.append(_issue(path or None, f"{kind.__name__} lacks {', '.join(lacking)}"))
+    if len(issues) > before:
+        return None
+    try:
+        return kind(**parts)
+    except (TypeError, ValueError, ArithmeticError) as wrong:
+        issues.append(_issue(path or None, str(wrong)))
+        return None
+
+
+def _read(declared: Any, tree: Any, name: str, path: str, issues: list[Issue]) -> Any:
+    """One field's content; ``declared`` is its type."""
+    if declared is Any or name == "values":
+        return tree
+    options = [each for each in get_args(declared) if each is not type(None)]
+    kind = declared
+    if get_origin(declared) in (Union, UnionType):
+        kind = options[0] if len(options) == 1 else Id
+    elif get_origin(declared) in (tuple, frozenset):
+        each: list[Any] = cast("list[Any]", tree) if isinstance(tree, list) else [tree]
+        inside = [_read(options[0], part, name, f"{path}.{place}", issues) for place, part in enumerate(each)]
+        return get_origin(declared)(inside)
+    try:
+        if kind is Ref:
+            return _pointer(tree, _POINTS_AT.get(name))
+        if kind is Link and not isinstance(tree, Mapping):
+            return _link(tree, _POINTS_AT[name])
+        if isinstance(kind, type) and has(kind):
+            return _made(kind, tree, path, issues)
+        return _scalar(kind, tree)
+    except (TypeError, ValueError, ArithmeticError) as wrong:
+        issues.append(_issue(path, str(wrong)))
+        return None
+
+
+def _scalar(kind: Any, tree: Any) -> Any:
+    if kind is datetime:
+        return _moment(tree)
+    if kind is timedelta:
+        return timedelta(seconds=float(_exact(tree, int, float, Decimal)))
+    if kind is Decimal:
+        return tree if isinstance(tree, float) else _number(_exact(tree, str, int, Decimal))
+    if kind == Id:
+        return _exact(tree, int, str)
+    if get_origin(kind) is Mapping:
+        return _exact(tree, dict)
+    if issubclass(kind, StrEnum):
+        if tree not in tuple(kind):
+            raise ValueError(f"{tree!r:.80} is none of {', '.join(kind)}")
+        return kind(tree)
+    return _exact(tree, kind)
+
+
+def _exact(tree: Any, *kinds: type) -> Any:
+    return _exactly(*kinds)(tree, kinds[0])
+
+
+def _number(tree: str | int | Decimal) -> Decimal:
+    try:
+        return Decimal(tree)
+    except ArithmeticError:
+        raise ValueError(f"{tree!r:.80} is no number") from None
+
+
+def _moment(tree: Any) -> datetime:
+    at = datetime.fromisoformat(_exact(tree, str))
+    if at.tzinfo is None:
+        raise ValueError(f"{tree!r} has no time zone: write 2026-03-01T09:00:00+03:00, or Z for UTC")
+    return at.astimezone(UTC)
+
+
+def _pointer(tree: Any, kind: Kind | None) -> Ref:
+    """A reference: as ``to_tree`` writes it, as an id where one kind can be meant, else as ``kind:id``."""
+    if isinstance(tree, Mapping):
+        given: Mapping[str, Any] = tree  # pyright: ignore[reportUnknownVariableType]
+        strange = [name for name in given if name not in ("kind", "id")]
+        if strange or "kind" not in given:
+            raise ValueError(f"a reference is {{kind, id}}, not {dict(given)!r:.80}")
+        found = Ref(_scalar(Kind, given["kind"]), None if given.get("id") is None else _scalar(Id, given["id"]))
+        if kind is not None and found.kind is not kind:
+            raise ValueError(f"this points at a {kind}, not at a {found.kind}")
+        return found
+    if kind is not None:
+        return Ref(kind, _scalar(Id, tree))
+    word, _, id = _exact(tree, str).partition(":")
+    if word not in tuple(Kind) or not id:
+        raise ValueError(f"{tree!r:.80} is no kind:id, like deal:7; kinds are {', '.join(Kind)}")
+    return Ref(Kind(word), int(id) if id.isascii() and id.isdecimal() else id)
+
+
+def _link(tree: Any, kind: Kind) -> Link:
+    """A row by its id, or by a name where there is no row to point at."""
+    said = _scalar(Id, tree)
+    return Link(Ref(kind, None), name=said) if isinstance(said, str) else Link(Ref(kind, said))
+
+
+def _contents(given: Mapping[Any, Any], path: str, issues: list[Issue]) -> tuple[Any, ...]:
+    """What a custom field holds: a text that says exactly what ``to_tree`` writes of its type is that again."""
+    values = given.get("values")
+    found: list[Any] = []
+    for place, part in enumerate(values if isinstance(values, list) else [] if values is None else [values]):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        try:
+            found.append(_content(part, given.get("type", "")))
+        except (TypeError, ValueError) as wrong:
+            issues.append(_issue(f"{path}.{place}", str(wrong)))
+    return tuple(found)
+
+
+def _content(part: Any, type: Any) -> Any:
+    if isinstance(part, float):
+        raise TypeError(f"a number is exact: write it in quotes, '{part}', or read JSON with parse_float=Decimal")
+    if isinstance(part, int) and not isinstance(part, bool):
+        return Decimal(part)
+    reader = _CONTENTS.get(type)
+    if not isinstance(part, str) or reader is None:
+        return _exact(part, str, bool, Decimal, dict)
+    try:
+        found = reader(part)
+    except (ValueError, ArithmeticError):
+        return part
+    if isinstance(found, datetime):
+        return _moment(part)
+    return found if str(to_tree(found)) == part else part
+
+
+_CONTENTS: Mapping[Any, Callable[[str], Any]] = {
+    FieldType.NUMBER: Decimal,
+    FieldType.MONEY: Decimal,
+    FieldType.DATE: date.fromisoformat,
+    FieldType.BIRTHDAY: date.fromisoformat,
+    FieldType.DATETIME: datetime.fromisoformat,
+}
+
+
+def _under(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _issue(path: str | None, rule: str) -> Issue:
+    return Issue(field=path, path=path, rule=rule)

@@ -20,6 +20,7 @@ from crmclient.errors import AuthFailed, Unreadable
 from crmclient.formats import Json, in_order, is_indexed, php_tree
 
 E = TypeVar("E", bound=Entity)
+T = TypeVar("T")
 
 # ---------------------------------------------------------------------------------------------------- what is told
 
@@ -270,3 +271,15 @@ def text(given: object) -> str:
     if isinstance(given, str):
         return given
     raise TypeError(f"expected a text, got {given!r:.80}")
+
+
+def label(given: object) -> int | str:
+    """A number or a text: an option by its id or its name. TypeError otherwise."""
+    if isinstance(given, int | str) and not isinstance(given, bool):
+        return given
+    raise TypeError(f"expected a number or a text, got {given!r:.80}")
+
+
+def anything(given: T) -> T:
+    """What the API's own codec will judge."""
+    return given

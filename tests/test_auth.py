@@ -37,6 +37,7 @@ from crmclient.registry import dialect
 from crmclient.sandbox.server import Running, in_process
 from crmclient.sandbox.world import World
 from crmclient.serial import to_tree, token_from_tree, token_to_tree
+from crmclient.session import Limits
 from crmclient.tokens import TokenStore, stored_as
 from crmclient_kommo.sandbox import FACE, Grants, grants
 
@@ -376,6 +377,25 @@ async def test_two_clients_on_one_token_file_make_one_refresh(tmp_path):
 
 
 @pytest.mark.asyncio
+async def test_closing_does_not_wait_for_ever_for_a_sibling_that_hangs_with_the_lock(tmp_path):
+    async with shop(FileTokens(tmp_path)) as given:
+        await given.enter()
+        crm = given.client(limits=Limits(read=0.05))
+        await crm.account()
+        given.clock.advance(24 * 3600)
+        async with FileTokens(tmp_path).lock(ACCOUNT):
+            caller = asyncio.create_task(crm.me())
+            await settle()
+            caller.cancel()
+            await asyncio.gather(caller, return_exceptions=True)
+            closing = asyncio.create_task(crm.aclose())
+            done, _ = await asyncio.wait([closing], timeout=1)
+        await closing
+        assert done, "it waits for as long as the sibling hangs"
+        assert others() == set()
+
+
+@pytest.mark.asyncio
 async def test_a_renewal_whose_answer_was_lost_is_asked_for_again_with_the_old_refresh_token():
     async with shop() as given:
         await given.enter()
@@ -481,6 +501,51 @@ async def test_a_renewed_token_that_cannot_be_saved_is_not_lost():
             store.full = False
             await crm.account()
         assert given.grants.refused_refreshes == 0
+
+
+class Watched(MemoryTokens):
+    """A store that fails once and then watches who saves: only whoever holds the lock, and one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = False
+        self.locked = self.saving = 0
+        self.seen: list[str] = []
+
+    @asynccontextmanager
+    async def lock(self, account: str) -> AsyncGenerator[None]:
+        async with super().lock(account):
+            self.locked += 1
+            yield
+            self.locked -= 1
+
+    async def save(self, account: str, token: Token) -> None:
+        if not self.locked:
+            self.seen.append("saved without the lock")
+        if self.saving:
+            self.seen.append("saved twice at once")
+        self.saving += 1
+        await settle()
+        self.saving -= 1
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        await super().save(account, token)
+
+
+@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+async def test_a_token_is_saved_under_its_lock_and_by_one_task_at_a_time():
+    store = Watched()
+    async with shop(store, strict_rotation=True) as given:
+        await given.enter()
+        given.clock.advance(24 * 3600)
+        store.fails = True
+        async with given.client() as crm:
+            await asyncio.gather(crm.account(), return_exceptions=True)
+            store.fails = False
+            await asyncio.gather(*(crm.call(read("/api/v4/account")) for _ in range(10)))
+        assert store.seen == []
+        assert given.grants.knows_refresh((await given.held()).refresh.reveal()), "it was never saved after all"
 
 
 # ---------------------------------------------------------------------------------------------- what token answers hold
@@ -899,6 +964,16 @@ async def test_a_traceback_that_shows_locals_shows_no_token(status):
         )  # frames of ours; httpx's own are cut off by `from None`
     assert shown
     assert "CANARY" not in shown
+
+
+@pytest.mark.asyncio
+async def test_a_token_no_header_may_hold_stands_in_no_local_either():
+    transport = httpx.MockTransport(lambda request: httpx.Response(200))
+    async with connect("kommo", base_url=BASE, credentials="CANARY\nX: 1", transport=transport) as crm:
+        with pytest.raises(Misconfigured) as told:
+            await crm.account()
+    found = traceback.TracebackException.from_exception(told.value, capture_locals=True)
+    assert not [line for line in found.format() if "/crmclient/" in line and "CANARY" in line]
 
 
 @pytest.mark.asyncio

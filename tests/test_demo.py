@@ -61,7 +61,7 @@ async def two(
         source, target = in_process(face("electrum"), full), in_process(face("kommo"), empty)
 
         def client(name: str, sandbox: Running) -> Client:
-            base_url = sandbox.base_url.replace("sandbox.test", "127.0.0.1")
+            base_url = sandbox.base_url
             token = sandbox.credentials["token"]
             return connect(name, base_url=base_url, credentials=token, transport=sandbox.transport(), clock=clock)
 

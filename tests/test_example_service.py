@@ -40,7 +40,7 @@ async def running(service: ModuleType, name: str = "electrum") -> AsyncIterator[
         opened.append(
             connect(
                 name,
-                base_url=sandbox.base_url.replace("sandbox.test", "127.0.0.1"),
+                base_url=sandbox.base_url,
                 credentials=sandbox.credentials["token"],
                 transport=sandbox.transport(),
                 clock=clock,

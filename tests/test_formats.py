@@ -1,5 +1,6 @@
 """Bytes become plain trees exactly, or Unparsed with the reason; nothing a server sends makes a reader slow or wrong."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -9,13 +10,13 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crmclient import Contact, Invalid
+from crmclient import Contact, Invalid, Unreadable
 from crmclient.dialect import Unparsed
 from crmclient.flows import overlaid
-from crmclient.formats import FormsInXmlOut, Json, form, iso, php_pairs
+from crmclient.formats import FormsInXmlOut, Json, form, iso, php_pairs, php_tree
 from crmclient.serial import to_tree
 
 JSON = Json()
@@ -152,6 +153,7 @@ trees = st.recursive(
 
 
 @given(trees)
+@settings(max_examples=60)
 def test_what_is_sent_is_read_back_the_same(tree):
     content, _ = JSON.encode(tree)
     assert JSON.decode(content, "") == tree
@@ -211,6 +213,8 @@ def test_half_a_character_is_invalid_and_not_a_codec_error(encode):
 
 # ----------------------------------------------------------------------------------------------------------- PHP forms
 
+fields = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+
 
 @pytest.mark.parametrize(
     "body, pairs",
@@ -233,11 +237,50 @@ def test_nested_values_become_the_pairs_php_reads(body, pairs):
     assert list(php_pairs(body)) == pairs
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text(st.characters(codec="utf-8"))))
+@settings(max_examples=40)
+@given(st.dictionaries(fields, st.text(st.characters(codec="utf-8"))))
 def test_a_form_is_read_back_the_same_whatever_its_values_hold(body):
     content, kind = XML.encode(body)
     assert kind == "application/x-www-form-urlencoded"
     assert dict(parse_qsl(content.decode("ascii"), keep_blank_values=True, strict_parsing=bool(body))) == body
+
+
+nested = st.recursive(
+    st.text(st.characters(codec="utf-8"), max_size=20),
+    lambda below: st.dictionaries(fields, below, min_size=1, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(fields, nested, max_size=4))
+@settings(max_examples=50)
+def test_what_is_sent_as_a_form_is_what_php_would_read(body):
+    assert php_tree(form(body)) == body
+
+
+@given(st.binary(max_size=100) | st.text("a[]0=&%+5Bф", max_size=40).map(str.encode))
+@settings(max_examples=100)
+def test_whatever_form_comes_is_a_tree_or_unreadable(content):
+    with contextlib.suppress(Unreadable):
+        assert isinstance(php_tree(content), dict)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a" + b"[b]" * 16 + b"=1",
+        b"&" * 10_000,
+        b"a=" + b"x" * (1 << 20),
+        b"a=%FF",
+        b"[x]=1",
+        b"a[b=1",
+        b"a=1&a[b]=2",
+        b"=1",
+    ],
+)
+def test_a_form_beyond_the_bounds_or_with_no_name_is_unreadable(content):
+    with pytest.raises(Unreadable):
+        php_tree(content)
 
 
 @pytest.mark.parametrize("key", ["a[b]", "a]", "a&b", "a=b", ""])

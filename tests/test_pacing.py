@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crmclient import Banned, Rate, connect
+from crmclient import Banned, Rate, RateLimited, connect
 from crmclient.clock import FakeClock
 from crmclient.dialect import Call, read
 from crmclient.pacing import MARGIN, LocalPacer, shared_pacer
@@ -277,7 +278,7 @@ def answers(clock: FakeClock, times: list[float], status: int = 200) -> httpx.Mo
 
 
 def client(transport: httpx.MockTransport, host: str = "127.0.0.1:9", **given: Any) -> Any:
-    return connect("kommo", base_url=f"http://{host}", credentials="t", transport=transport, **given)
+    return connect("kommo", base_url=f"http://{host}", credentials="a-token-of-nobody", transport=transport, **given)
 
 
 @pytest.mark.asyncio
@@ -323,6 +324,21 @@ async def test_an_account_whose_clients_are_gone_is_forgotten():
     del kept
     gc.collect()
     (await shared_pacer("toy-forgotten", (Rate(1, 60),), clock).turn()).over()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "asked", [10**400, 10**18, -5, 0, "soon", True, None, [1], 1.5], ids=lambda asked: f"{asked!r:.20}"
+)
+async def test_a_429_with_an_absurd_wait_in_its_body_is_rate_limited_and_nothing_else(asked):
+    clock = FakeClock()
+    body = json.dumps({"title": "Too Many Requests", "retry_after": asked}).encode()
+    transport = httpx.MockTransport(lambda request: httpx.Response(429, stream=httpx.ByteStream(body)))
+    async with client(transport, clock=clock) as crm:
+        for _ in range(2):
+            with pytest.raises(RateLimited):
+                await crm.call(read("/x"))
+    assert clock.monotonic() < 24 * 3600, "nobody waits for years because a server said so"
 
 
 @pytest.mark.asyncio

@@ -316,7 +316,7 @@ async def test_a_page_is_a_hal_envelope_without_totals() -> None:
         assert set(body) == {"_page", "_links", "_embedded"}
         assert set(body["_links"]) == {"self", "next", "first", "prev"}
         following = body["_links"]["next"]["href"]
-        assert following.startswith("http://sandbox.test/api/v4/contacts?page=3&limit=2&filter%5Bcreated_at%5D")
+        assert following.startswith("http://localhost/api/v4/contacts?page=3&limit=2&filter%5Bcreated_at%5D")
         last = (await it.http.get(following)).json()
         assert len(last["_embedded"]["contacts"]) == 1
         assert "next" not in last["_links"]
@@ -340,7 +340,7 @@ async def test_nothing_is_204_with_an_empty_body() -> None:
         for path in ("users/7", "leads/pipelines/7", "leads/custom_fields/7", "nowhere"):
             answer = await it.get(path)
             assert (path, answer.status_code, answer.json()["status"]) == (path, 404, 404)
-        assert (await it.get("nowhere")).json()["detail"] == "Cannot GET http://sandbox.test/api/v4/nowhere"
+        assert (await it.get("nowhere")).json()["detail"] == "Cannot GET http://localhost/api/v4/nowhere"
 
 
 @pytest.mark.asyncio
@@ -547,7 +547,7 @@ async def test_a_batch_answers_ids_under_request_ids() -> None:
         assert answer.status_code == 200
         assert [row["request_id"] for row in rows] == ["0", "mine"]
         assert set(rows[0]) == {"id", "request_id", "_links"}
-        assert rows[0]["_links"]["self"]["href"] == f"http://sandbox.test/api/v4/leads/{rows[0]['id']}"
+        assert rows[0]["_links"]["self"]["href"] == f"http://localhost/api/v4/leads/{rows[0]['id']}"
         changed = await it.patch("contacts", [{"id": await it.made("contacts", {"name": "c"}), "name": "d"}])
         assert set(changed.json()["_embedded"]["contacts"][0]) == {"id", "name", "updated_at", "_links"}
         one = await it.patch(f"leads/{rows[0]['id']}", {"price": 5})

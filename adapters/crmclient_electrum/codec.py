@@ -17,7 +17,7 @@ from crmclient_electrum.wire import CONVERTER, Words, canonical
 
 
 def decode_contact(row: Any, context: Context) -> entities.Contact:
-    read = structured(CONVERTER, canonical("contact", row), wire.Contact, "contact")
+    read = structured(CONVERTER, canonical("contact", row), wire.Contact, "contact", row)
     return entities.Contact(
         id=read.id,
         name=read.name,
@@ -58,7 +58,7 @@ def surviving_contact(contact: entities.Contact) -> entities.Contact:
 
 
 def decode_deal(row: Any, context: Context) -> entities.Deal:
-    read = structured(CONVERTER, canonical("deal", row), wire.Deal, "deal")
+    read = structured(CONVERTER, canonical("deal", row), wire.Deal, "deal", row)
     return entities.Deal(
         id=read.id,
         name=read.name,
@@ -116,7 +116,7 @@ def surviving_deal(deal: entities.Deal) -> entities.Deal:
 
 
 def decode_task(row: Any, context: Context) -> entities.Task:
-    read = structured(CONVERTER, canonical("task", row), wire.Task, "task")
+    read = structured(CONVERTER, canonical("task", row), wire.Task, "task", row)
     target = None
     if read.deal_id is not None:
         target = Ref(Kind.DEAL, read.deal_id)
@@ -164,7 +164,7 @@ def surviving_task(task: entities.Task) -> entities.Task:
 
 
 def decode_user(row: Any, context: Context) -> vocabulary.User:
-    read = structured(CONVERTER, canonical("user", row), wire.User, "user")
+    read = structured(CONVERTER, canonical("user", row), wire.User, "user", row)
     return vocabulary.User(id=read.id, name=read.name, email=read.email, admin=read.role == "admin", raw=row)
 
 
@@ -172,7 +172,7 @@ _OUTCOMES = {"won": Outcome.WON, "lost": Outcome.LOST}
 
 
 def decode_pipeline(row: Any, context: Context) -> vocabulary.Pipeline:
-    read = structured(CONVERTER, canonical("pipeline", row), wire.Pipeline, "pipeline")
+    read = structured(CONVERTER, canonical("pipeline", row), wire.Pipeline, "pipeline", row)
     stages = tuple(
         vocabulary.Stage(
             id=stage.id,

@@ -28,7 +28,7 @@ from crmclient.entities import (
     Ref,
     Tag,
 )
-from crmclient.errors import Invalid, Issue
+from crmclient.errors import IncompleteRead, Invalid, Issue
 from crmclient.serial import structured
 from crmclient.vocabulary import zone_named
 from crmclient_kommo import wire
@@ -471,6 +471,11 @@ def _embedded(entity: Any, fields: frozenset[str]) -> dict[str, Any]:
     if "tags" in fields:
         # A tag by its name only: id and name together led to duplicates (§6).
         found["tags"] = [{"name": tag.name} for tag in entity.tags]
+    for name in ("company", "contacts"):
+        unseen = name in entity.unread or (entity.raw is None and entity.written is None)
+        if name in fields and entity.id is not None and unseen and not getattr(entity, name):
+            said = f"whom {entity.KIND} {entity.id} is tied to was not read, so nothing can be untied: read it first"
+            raise IncompleteRead(said, (name,))
     if "company" in fields:
         found["companies"] = [{"id": _linked_id("company", entity.company)}] if entity.company else []
     if "contacts" in fields:

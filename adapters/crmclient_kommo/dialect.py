@@ -37,7 +37,7 @@ from crmclient.dialect import (
     read,
     row_number,
 )
-from crmclient.entities import Id, Kind, Ref
+from crmclient.entities import Id, Kind, Link, Ref
 from crmclient.errors import (
     AuthFailed,
     Banned,
@@ -258,8 +258,8 @@ def _changed_ties(rows: Sequence[Row], name: str, word: str) -> tuple[list[Any],
 def _ties_before(entity: Any, name: str, word: str) -> dict[Any, bool]:
     """Whom a row was tied to, by id, and whether as the main one."""
     if entity.written is not None:
-        held = getattr(entity.written, name)
-        links = held if isinstance(held, tuple) else (held,) if held else ()
+        held: Any = getattr(entity.written, name)
+        links: Sequence[Link] = held if name == "contacts" else (held,) if held else ()
         return {link.ref.id: link.main for link in links}
     read = array(mapping(mapping(entity.raw).get("_embedded")).get(word))
     return {each.get("id"): bool(each.get("is_main")) for each in map(mapping, read)}

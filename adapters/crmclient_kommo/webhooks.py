@@ -14,7 +14,7 @@ from attrs import evolve
 
 from crmclient import vocabulary
 from crmclient.dialect import Context, mapping
-from crmclient.entities import Entity, FieldType, FieldValue, Id, Kind, Note, Ref
+from crmclient.entities import FieldType, FieldValue, Id, Kind, Note, Ref
 from crmclient.errors import AuthFailed, Unreadable
 from crmclient.formats import in_order
 from crmclient.webhooks import (
@@ -25,10 +25,12 @@ from crmclient.webhooks import (
     Webhook,
     Word,
     amount,
+    anything,
     by_hmac_sha256,
     by_token,
     form_of,
     json_of,
+    label,
     lifted,
     partial,
     rows_of,
@@ -186,7 +188,8 @@ def read(delivery: Delivery, context: Context) -> tuple[Event, ...]:
 
     A hook tells neither the types of custom fields nor the words of labels. Where ``context`` holds the parts
     ``fields:contact``, ``fields:company``, ``fields:deal`` (the account's fields by id) they are as v4 gives them; without
-    them a field has the type its shape tells, else OTHER, and a phone's label is the option's id.
+    them a field has the type its shape tells, else OTHER, and a phone's label is the option's id. A day needs the part
+    ``account`` too, for its zone: MissingPart says so, as in any codec.
     """
     if delivery.method == "GET":
         return (_switched_off(delivery),)
@@ -257,7 +260,7 @@ def _event(root: str, action: str, row: Any, account: Id | None, sent_at: dateti
     try:
         wire, brought = lifted(told, WORDS[kind])
         if kind is Kind.NOTE:
-            return evolve(event, entity=_note(wire, brought, above, told, context))
+            return _note(event, wire, brought, above, told, context)
         if kind is Kind.TASK:
             return _task(event, wire, brought, told, context)
         return _card(event, kind, wire, brought, told, context)
@@ -283,12 +286,16 @@ def _handed_over(wire: Mapping[str, Any]) -> bool:
 
 
 def _before(wire: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {"stage": ("old_status_id", Kind.STAGE), "pipeline": ("old_pipeline_id", Kind.PIPELINE)}
-    kinds |= {"owner": ("old_responsible_user_id", Kind.USER)}
-    refs: dict[str, Any] = {
-        f"old_{name}": Ref(kind, wire[word]) for name, (word, kind) in kinds.items() if word in wire
-    }
-    return refs | ({"old_text": wire["old_text"]} if "old_text" in wire else {})
+    """What was before, as far as it came. No stage and no pipeline has the id 0; user 0 is the robot."""
+    found: dict[str, Any] = {}
+    for name, word, kind in (("stage", "old_status_id", Kind.STAGE), ("pipeline", "old_pipeline_id", Kind.PIPELINE)):
+        if wire.get(word):
+            found[f"old_{name}"] = Ref(kind, wire[word])
+    if "old_responsible_user_id" in wire:
+        found["old_owner"] = Ref(Kind.USER, wire["old_responsible_user_id"])
+    if "old_text" in wire:
+        found["old_text"] = wire["old_text"]
+    return found
 
 
 # -------------------------------------------------------------------------------------- leads, contacts, companies
@@ -353,8 +360,13 @@ def _task(event: Event, wire: dict[str, Any], brought: set[str], told: Mapping[s
 
 
 def _note(
-    wire: dict[str, Any], brought: set[str], above: Kind | None, told: Mapping[str, Any], context: Context
-) -> Entity:
+    event: Event,
+    wire: dict[str, Any],
+    brought: set[str],
+    above: Kind | None,
+    told: Mapping[str, Any],
+    context: Context,
+) -> Event:
     if "element_type" in wire:
         above = ELEMENTS.get(wire["element_type"])
     if above in TYPES and "entity_id" in wire:
@@ -365,9 +377,9 @@ def _note(
     if params is not None:
         brought.add("params")
     row = {**wire, "params": {"text": wire.get("text")} if params is None else params}
-    parent = Ref(above, None) if above in TYPES and above else None
+    parent = Ref(above, None) if above is not None and "target" in brought else None
     note: Note = codec.decode_note(row, evolve(context, parent=parent))
-    return partial(note, brought, told)
+    return evolve(event, entity=partial(_marked(note, event, brought), brought, told))
 
 
 def _params(wire: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -397,12 +409,15 @@ _BUILT_IN: Mapping[Any, str] = {codec.PHONE: "phones", codec.EMAIL: "emails", co
 Definitions = Mapping[Any, vocabulary.Field]
 
 
+_VALUE = {"value": Word("value", anything), "enum": Word("enum", label), "subtype": Word("subtype", label)}
+
+
 def _values(given: Any) -> Iterator[dict[str, Any]]:
     """§7.2, the five shapes: `[{value}]`, `[{value, enum}]`, `[text]` (a date), `{value, enum}` (a radio button), and a
     birthday's `[{value}]` in d.m.Y; here each is a map.
     """
     for each in (given,) if "value" in mapping(given) else in_order(given):
-        yield mapping(each) if isinstance(each, dict) else {"value": each}
+        yield lifted(mapping(each) if isinstance(each, dict) else {"value": each}, _VALUE)[0]
 
 
 def _built_in(custom: Mapping[str, Any], definitions: Definitions) -> dict[str, Any]:
@@ -467,10 +482,10 @@ def _value(type: str | None, each: Mapping[str, Any], codes: Mapping[str, str | 
         day = _DAY.fullmatch(given)
         given = f"{day[3]}-{day[2]}-{day[1]}" if day else _number(given) or given
     found: dict[str, Any] = {"value": given}
-    label = each.get("enum", each.get("subtype"))
-    if label is not None:
-        code, number = codes.get(str(label)), _number(label)
-        named = code or (None if number is not None else label)
+    option = each.get("enum", each.get("subtype"))
+    if option is not None:
+        code, number = codes.get(str(option)), _number(option)
+        named = code or (None if number is not None else option)
         found |= {"enum_code": named} if named else {"enum_id": number}
     return found
 

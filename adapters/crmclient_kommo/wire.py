@@ -7,8 +7,8 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from crmclient.dialect import Made as Written
 from crmclient.dialect import Call, Receipt, Reply, Row, Unknown, array, mapping
+from crmclient.dialect import Made as Written
 from crmclient.entities import Kind, Label, NoteKind
 from crmclient.errors import AmbiguousWrite, Unreadable
 from crmclient.serial import strict
@@ -247,6 +247,96 @@ class Account:
     current_user_id: int | None = None
     currency: str | None = None
     embedded: AccountParts = field(factory=AccountParts, alias="_embedded")
+
+
+# ------------------------------------------------------------------------------------- what the neutral client lacks
+
+
+@frozen(kw_only=True)
+class TieMetadata:
+    main_contact: bool | None = None
+    quantity: Decimal | None = None
+    catalog_id: int | None = None
+    price_id: int | None = None
+
+
+@frozen(kw_only=True)
+class Tie:
+    """§4.13, of the listing over many, where each row says whose it is."""
+
+    entity_id: int
+    entity_type: str
+    to_entity_id: int
+    to_entity_type: str
+    metadata: TieMetadata | None = None
+
+
+@frozen(kw_only=True)
+class Named:
+    id: int
+    name: str | None = None
+
+
+@frozen(kw_only=True)
+class LossReason(Named):
+    sort: int | None = None
+
+
+@frozen(kw_only=True)
+class Hook:
+    """§4.12. ``settings`` is a list, or an object of codes."""
+
+    id: int
+    destination: str
+    settings: Any = None
+    disabled: bool | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+
+
+@frozen(kw_only=True)
+class Event:
+    """§4.14. What changed is ``[]`` or a list of objects, each of another shape."""
+
+    id: str
+    type: str
+    entity_id: int | None = None
+    entity_type: str | None = None
+    created_by: int | None = None
+    created_at: int | None = None
+    value_after: Any = None
+    value_before: Any = None
+
+
+@frozen(kw_only=True)
+class Unsorted:
+    """§4.15."""
+
+    uid: str
+    category: str | None = None
+    source_uid: str | None = None
+    source_name: str | None = None
+    pipeline_id: int | None = None
+    created_at: int | None = None
+    metadata: Any = None
+
+
+@frozen(kw_only=True)
+class Catalog(Named):
+    """§4.16."""
+
+    type: str | None = None
+    sort: int | None = None
+
+
+@frozen(kw_only=True)
+class Element(Named):
+    """§4.16."""
+
+    catalog_id: int | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+    is_deleted: bool | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- envelopes

@@ -18,6 +18,9 @@ COMMANDS: Final = {
     "login": ("crmclient.cli.login", "Get a token, check it and keep it for the other commands."),
     "list": ("crmclient.cli.read", "List rows: a table for people, JSON lines for machines."),
     "get": ("crmclient.cli.read", "Show one row."),
+    "create": ("crmclient.cli.rows", "Make rows of the lines of a file: JSON lines or CSV."),
+    "update": ("crmclient.cli.rows", "Change the rows that the lines of a file name by their id."),
+    "export": ("crmclient.cli.rows", "Write every row as a line of JSON or CSV."),
 }
 
 

@@ -40,9 +40,13 @@ def entities(spoken: Sequence[Dialect]) -> list[type[Any]]:
 @click.option(
     "--fields", "with_fields", is_flag=True, help="The neutral fields too: r read, c create, u update, w both."
 )
-def show_dialects(as_json: bool, with_fields: bool) -> None:
+@click.option("--markdown", is_flag=True, help="A table for a page: the README's is this one.")
+def show_dialects(as_json: bool, with_fields: bool, markdown: bool) -> None:
     """What each installed dialect can do with each kind of row."""
     spoken = [dialect(name) for name in dialect_names()]
+    if markdown:
+        click.echo(_page(spoken, with_fields), nl=False)
+        return
     if as_json:
         click.echo(json_line({each.name: _tree(each) for each in spoken}))
         return
@@ -53,6 +57,13 @@ def show_dialects(as_json: bool, with_fields: bool) -> None:
     for entity in entities(spoken):
         table.add_row(entity.__name__, *(_cell(each, entity, with_fields) for each in spoken))
     Console(highlight=False).print(table)
+
+
+def _page(spoken: Sequence[Dialect], with_fields: bool) -> str:
+    lines = [["", *(f"{each.title} (`{each.name}`)" for each in spoken)], ["---"] * (len(spoken) + 1)]
+    for entity in entities(spoken):
+        lines.append([entity.__name__, *(_cell(each, entity, with_fields).replace("\n", "<br>") for each in spoken)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _cell(spoken: Dialect, entity: type[Any], with_fields: bool) -> str:

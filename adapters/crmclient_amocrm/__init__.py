@@ -1,0 +1,25 @@
+"""amoCRM API v2 (HAL JSON): a login or a token, errors inside a 200, and an updated_at that has to grow."""
+
+from crmclient_amocrm.dialect import DIALECT
+from crmclient_amocrm.extras import (
+    complete,
+    customers,
+    link_customers,
+    subscribe,
+    subscriptions,
+    unlink_customers,
+    unsubscribe,
+    write,
+)
+
+__all__ = [
+    "DIALECT",
+    "complete",
+    "customers",
+    "link_customers",
+    "subscribe",
+    "subscriptions",
+    "unlink_customers",
+    "unsubscribe",
+    "write",
+]
