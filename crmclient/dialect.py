@@ -641,6 +641,8 @@ class Dialect:
     resources: Mapping[type[Any], Resource[Any]] = field(converter=_kept)
     settings: Mapping[str, Callable[[], Flow[Any]]] = field(factory=dict[str, Callable[[], Flow[Any]]])
     domains: tuple[str, ...] = ()
+    # A crmclient.webhooks.Webhook, where the vendor sends any; that module stands above this one.
+    webhook: Any = None
 
     def resource(self, entity: type[E]) -> Resource[E]:
         """The resource of an entity class. Raises Unsupported where the dialect has none."""

@@ -474,6 +474,8 @@ async def test_what_the_xml_api_has_no_field_for_is_refused_and_nothing_is_sent(
             await account.crm.contacts.create(Contact(name="A", first_name="B"))
         with pytest.raises(Invalid, match="emails"):
             await account.crm.contacts.create(Contact(name="A", emails=[Email("a@b.example", label=Label.FAX)]))
+        with pytest.raises(Invalid, match="phones"):
+            await account.crm.contacts.create(Contact(name="A", phones=["1", " "]))
         assert not account.wire.sent
 
 
@@ -538,7 +540,8 @@ async def test_of_two_contacts_a_new_deal_keeps_one_and_says_so_beforehand():
         with pytest.raises(Invalid, match="contacts"):
             await account.crm.deals.create(deal)
         kept, lost = account.crm.carried(deal)
-        assert (kept.contacts, kept.price, lost) == ((Link(Ref(Kind.CONTACT, 6)),), Money(1), {"contacts", "price"})
+        assert kept.contacts == (Link(Ref(Kind.CONTACT, 6), main=True),)
+        assert (kept.price, lost) == (Money(1), {"contacts", "price"})
         assert not account.wire.sent
 
 
@@ -838,6 +841,14 @@ def test_names_alone_and_the_words_of_the_questions_are_read_too():
         ["x", "y"],
     )
     assert wire.child(contact.raw, ("color",))["text"] == "red"
+
+
+@pytest.mark.asyncio
+async def test_paging_may_be_told_anywhere_and_is_no_row():
+    async with opened() as account:
+        paging = "<onpage>100</onpage><totalpages>1</totalpages><currpage>1</currpage>"
+        account.wire.instead["contacts.php"] = (200, f"<root><contacts>{paging}<contact ID='5'/></contacts></root>")
+        assert [contact.id for contact in await account.all(account.crm.contacts)] == [5]
 
 
 @pytest.mark.asyncio

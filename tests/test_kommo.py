@@ -15,7 +15,7 @@ from attrs import evolve, frozen
 import crmclient_kommo as kommo
 from crmclient import Client, Company, Contact, Deal, Field, Note, Pipeline, Task, connect
 from crmclient.clock import FakeClock
-from crmclient.dialect import Call, Context, Made, Reply
+from crmclient.dialect import Call, Context, Made, Reply, Row
 from crmclient.entities import FieldType, FieldValue, Kind, Link, Money, NoteKind, Phone, Ref, Tag
 from crmclient.errors import (
     AmbiguousWrite,

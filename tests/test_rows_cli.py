@@ -1,17 +1,33 @@
 """Rows go in and out by the line: what was exported comes back as it was, and no line is written that was not meant."""
 
+import csv
+import io
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crmclient import Company, Contact, Deal, FieldValue, Invalid, Kind, Link, Money, Note, Phone, Ref, Task
+from crmclient.cli import commands
+from crmclient.cli.demo import served
 from crmclient.cli.lines import BadFile, Line, cells, columns, csv_lines, csv_row, guarded, json_lines, unguarded
+from crmclient.clock import SystemClock
 from crmclient.entities import FieldType, Label, NoteKind, Outcome
+from crmclient.sandbox.server import Running, face
+from crmclient.sandbox.world import World, populate
 from crmclient.serial import from_tree, to_tree
 from crmclient.testing.samples import ENTITIES, VARIANTS, Words, anything, full
 from crmclient.vocabulary import Field, Option, Pipeline, Stage, User
@@ -282,3 +298,248 @@ def test_json_lines_are_read_one_by_one() -> None:
         (7, "UTF-8"),
     ):
         assert said in (found[place].wrong or "")
+
+
+# ------------------------------------------------------------------------------------------------------- the commands
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's own profiles, tokens or secrets are in the way."""
+    for name in [name for name in os.environ if name.startswith("CRMCLIENT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def kommo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    with World(clock=SystemClock()) as world, served(face("kommo"), world) as running:
+        monkeypatch.setenv("CRMCLIENT_TOKEN", running.credentials["token"])
+        yield running
+
+
+def invoke(running: Running, *words: str, stdin: str | bytes | None = None) -> Result:
+    name, entity, *rest = words
+    line = [name, running.face.name, entity, "--base-url", running.base_url, *rest]
+    return CliRunner().invoke(commands(), line, input=stdin, catch_exceptions=False)
+
+
+def outcomes(done: Result) -> list[Any]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.e2e
+def test_each_line_has_its_outcome_and_the_others_go_on(kommo: Running) -> None:
+    text = (
+        '{"name": "Ivan", "phones": ["+7999"]}\n{"nmae": "x"}\n\n{"name": "Anna", "owner": 99999999}\n{"name": "Zoë"}\n'
+    )
+    done = invoke(kommo, "create", "contacts", "--yes", stdin=text)
+    assert done.exit_code == 1
+    ivan, unknown, anna, zoe = outcomes(done)
+    assert (ivan["line"], ivan["outcome"]) == (1, "made")
+    assert (unknown["line"], unknown["outcome"]) == (2, "refused")
+    assert unknown["error"] == "line 2: this is no contact"
+    assert unknown["issues"][0]["field"] == "nmae"
+    assert (anna["line"], anna["outcome"], anna["issues"][0]["field"]) == (4, "refused", "owner")
+    assert (zoe["line"], zoe["outcome"]) == (5, "made")
+    assert {row["id"]: row["name"] for row in kommo.world.select("contact")} == {ivan["id"]: "Ivan", zoe["id"]: "Zoë"}
+    assert f"create contacts: Kommo at {kommo.base_url} (Рога и Копыта)" in done.stderr
+    assert "2 made, 2 refused" in done.stderr
+
+
+@pytest.mark.e2e
+def test_nothing_is_written_unless_somebody_says_so(kommo: Running) -> None:
+    done = invoke(kommo, "create", "contacts", stdin='{"name": "Ivan"}\n')
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "Рога и Копыта" in done.stderr
+    assert "--yes" in done.stderr
+    checked = invoke(kommo, "create", "contacts", "--dry-run", stdin='{"name": "Ivan"}\n{"id": 5}\n{"due": 1}\n')
+    assert [each["outcome"] for each in outcomes(checked)] == ["checked", "refused", "refused"]
+    assert "--without id" in outcomes(checked)[1]["error"]
+    assert kommo.world.count("contact") == 0
+    assert not [call for call in kommo.stats.calls if not call.startswith("GET")]
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
+@pytest.mark.parametrize("answer, made", [("y", 1), ("n", 0)])
+def test_a_person_is_asked_with_the_name_of_the_account(kommo: Running, answer: str, made: int, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("name,phones\nИван,'+7999; +7812 (mobile)\n", "utf-8")
+    main, terminal = pty.openpty()
+    words = [sys.executable, "-m", "crmclient", "create", "kommo", "contacts", "rows.csv", "--base-url", kommo.base_url]
+    asked = subprocess.Popen(words, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    seen = b""
+    while b"[y/N]" not in seen:
+        seen += os.read(main, 4096)
+    os.write(main, f"{answer}\n".encode())
+    out, _ = asked.communicate(timeout=20)
+    os.close(main)
+    assert "Рога и Копыта" in seen.decode()
+    assert asked.returncode == 1 - made
+    assert out.count(b'"made"') == made == kommo.world.count("contact")
+    if made:
+        phones = kommo.world.select("contact")[0]["phones"]
+        assert [phone["value"] for phone in phones] == ["+7999", "+7812"]
+
+
+@pytest.mark.e2e
+def test_an_update_sends_the_fields_of_its_line_and_nothing_else(kommo: Running) -> None:
+    populate(kommo.world, contacts=3, tasks=2, seed=2)
+    first, second, third = kommo.world.select("contact")
+    kommo.world.update("contact", third["id"], {"tags": ["a"], "position": "Director"})
+    third = kommo.world.row("contact", third["id"])
+    text = (
+        f'{{"id": {first["id"]}, "name": "New"}}\n{{"name": "nobody"}}\n{{"id": 99999999, "name": "x"}}\n'
+        f'{{"id": {third["id"]}, "tags": [], "position": null}}\n{{"id": {first["id"]}, "name": "Newer"}}\n'
+    )
+    done = invoke(kommo, "update", "contacts", "--yes", stdin=text)
+    assert [each["outcome"] for each in outcomes(done)] == ["updated", "refused", "refused", "updated", "updated"]
+    assert [each["line"] for each in outcomes(done)] == [1, 2, 3, 4, 5]
+    assert done.exit_code == 1
+    after = kommo.world.select("contact")
+    stamps = {"updated_at", "updated_by"}
+    for before, now, changes in zip(
+        (first, second, third), after, ({"name": "Newer"}, {}, {"tags": [], "position": ""}), strict=True
+    ):
+        changed = {key: now[key] for key in now if key not in stamps and now[key] != before[key]}
+        assert {key: part or "" for key, part in changed.items()} == {key: part or "" for key, part in changes.items()}
+    task = next(task for task in kommo.world.select("task"))
+    kommo.world.update("task", task["id"], {"done": True})
+    reopened = invoke(kommo, "update", "tasks", "--yes", stdin=f'{{"id": {task["id"]}, "done": false}}\n')
+    assert reopened.exit_code == 0
+    assert kommo.world.row("task", task["id"])["done"] is False
+    cells = f"id,name,tags\n{first['id']},Last,\n"
+    done = invoke(kommo, "update", "contacts", "--yes", "--format", "csv", stdin=cells)
+    assert done.exit_code == 0, done.output
+    last = kommo.world.row("contact", first["id"])
+    assert (last["name"], last["tags"]) == ("Last", first["tags"])
+
+
+def name_and_phone(row: Any) -> tuple[str, list[str]]:
+    return row["name"], [phone["value"] for phone in row["phones"][:1]]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_what_is_exported_goes_into_another_account(kommo: Running, form: str, tmp_path: Path) -> None:
+    populate(kommo.world, contacts=60, companies=3, seed=4)
+    file = tmp_path / f"contacts.{form}"
+    done = invoke(kommo, "export", "contacts", "--output", str(file), *(["--bom"] if form == "csv" else []))
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    assert file.read_bytes().startswith("\ufeffid".encode() if form == "csv" else b'{"id"')
+    assert [each.name for each in tmp_path.iterdir()] == [file.name]
+    piped = invoke(kommo, "export", "contacts", "--format", form)
+    assert piped.stdout_bytes == file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    with World(clock=SystemClock()) as world, served(face("electrum"), world) as other:
+        os.environ["CRMCLIENT_TOKEN"] = other.credentials["token"]
+        made = invoke(other, "create", "contacts", str(file), "--yes", "--dry-run")
+        assert {each["outcome"] for each in outcomes(made)} == {"refused"}
+        made = invoke(other, "create", "contacts", str(file), "--yes", "--lossy")
+        kept = [row for row in kommo.world.select("contact") if row["name"]]
+        assert sum(each["outcome"] == "made" for each in outcomes(made)) == len(kept)
+        assert "owner" in outcomes(made)[0]["lost"]
+        assert sorted(map(name_and_phone, world.select("contact"))) == sorted(map(name_and_phone, kept))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("entity", ["companies", "deals", "tasks", "notes", "users", "pipelines", "fields"])
+def test_every_kind_of_row_is_exported(kommo: Running, entity: str) -> None:
+    populate(kommo.world, contacts=5, companies=3, deals=4, tasks=4, notes=4, seed=4)
+    kind = {"companies": "company"}.get(entity, entity[:-1])
+    machine = outcomes(invoke(kommo, "export", entity))
+    assert len(machine) == kommo.world.count(kind)
+    rows = list(csv.reader(io.StringIO(invoke(kommo, "export", entity, "--format", "csv").stdout)))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert [row[0] for row in rows[1:]] == [str(each["id"]) for each in machine]
+
+
+@pytest.mark.e2e
+def test_an_export_runs_no_formula_and_steers_no_terminal(kommo: Running) -> None:
+    kommo.world.add("contact", {"name": "=cmd()", "position": "\x1b[31m"})
+    done = invoke(kommo, "export", "contacts", "--format", "csv", "--delimiter", ";")
+    assert "'=cmd()" in done.stdout
+    assert done.stdout.startswith("id;owner;")
+    assert ";=cmd()" in invoke(kommo, "export", "contacts", "--format", "csv", "--delimiter", ";", "--raw-cells").stdout
+
+
+@pytest.mark.e2e
+def test_a_reader_that_has_enough_ends_an_export_quietly(kommo: Running) -> None:
+    populate(kommo.world, contacts=600, seed=4)
+    words = f"{sys.executable} -m crmclient export kommo contacts --base-url {kommo.base_url}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{words} | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
+def test_ctrl_c_ends_what_is_under_way_and_says_how_many_were_made(kommo: Running, tmp_path: Path) -> None:
+    (tmp_path / "many.jsonl").write_text("".join(f'{{"name": "n{n}"}}\n' for n in range(4000)))
+    words = ["create", "kommo", "contacts", "many.jsonl", "--base-url", kommo.base_url, "--yes"]
+    making = subprocess.Popen(
+        [sys.executable, "-m", "crmclient", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while kommo.world.count("contact") < 500:
+        time.sleep(0.02)
+    making.send_signal(signal.SIGINT)
+    out, err = making.communicate(timeout=30)
+    made = [json.loads(line) for line in out.splitlines()]
+    assert making.returncode == 130
+    assert "Traceback" not in err
+    assert 500 <= len(made) < 4000
+    assert f"interrupted: {len(made)} made; the last line sent is {len(made)}" in err
+    assert {row["id"] for row in kommo.world.select("contact")} == {each["id"] for each in made}
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
+def test_ctrl_c_while_it_waits_for_a_line_ends_it_at_once(kommo: Running) -> None:
+    words = ["create", "kommo", "contacts", "--base-url", kommo.base_url, "--yes"]
+    making = subprocess.Popen(
+        [sys.executable, "-m", "crmclient", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert making.stderr is not None
+    assert making.stderr.readline().startswith("create contacts: Kommo")
+    time.sleep(0.3)
+    making.send_signal(signal.SIGINT)
+    assert making.wait(timeout=20) == 130
+    assert making.communicate() == ("", "interrupted: none made\n")
+
+
+@pytest.mark.e2e
+def test_an_account_that_takes_nothing_more_is_not_asked_again(kommo: Running) -> None:
+    text = "".join(f'{{"name": "n{n}"}}\n' for n in range(900))
+    os.environ["CRMCLIENT_TOKEN"] = "wrong"
+    done = invoke(kommo, "create", "contacts", "--yes", stdin=text)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert kommo.stats.requests < 5
+
+
+@pytest.mark.e2e
+def test_what_makes_no_sense_is_said_before_anything_is_read(kommo: Running, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("name,phone\nx,y\n")
+    for words, said in (
+        (("create", "contacts", "nowhere.jsonl", "--yes"), "nowhere.jsonl cannot be read"),
+        (("create", "contacts", "bad.csv", "--yes"), "line 1: 'phone' is no column"),
+        (("create", "contacts", "--without", "phone", "--yes"), "a contact has no phone"),
+    ):
+        done = invoke(kommo, *words, stdin="")
+        assert done.exit_code == 1
+        assert said in done.stderr
+    assert not invoke(kommo, "create", "contacts", "--yes", stdin="").exit_code
+    assert CliRunner().invoke(commands(), ["create", "kommo", "users", "--account", "a"]).exit_code == 2
+    with World(clock=SystemClock()) as world, served(face("electrum"), world) as other:
+        done = invoke(other, "create", "notes", "--yes", stdin='{"text": "x"}\n')
+        assert done.exit_code == 1
+        assert "Electrum has no note rows" in done.stderr
+        assert other.stats.requests == 0

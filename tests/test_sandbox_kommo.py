@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from attrs import frozen
 from crmclient.clock import FakeClock
 from crmclient.sandbox.server import Running, in_process, serve
 from crmclient.sandbox.world import World, populate
-from crmclient_kommo.sandbox import FACE, NOTE_TYPES, Grants, grants
+from crmclient_kommo.sandbox import FACE, HOOKS, NOTE_TYPES, Grants, delivered, grants, trash
 
 
 @frozen
@@ -1165,6 +1166,383 @@ async def test_deleting_a_missing_pipeline_is_400_without_a_request_id() -> None
         (entry,) = answer.json()["validation-errors"]
         assert set(entry) == {"errors"}
         assert (entry["errors"][0]["code"], entry["errors"][0]["path"]) == ("NotSupportedChoice", "id")
+
+
+# --- webhooks (§4.12, §7) --------------------------------------------------------------------------------------------
+
+URL = "https://example.com/hook/secret"
+
+
+async def _ended(it: Shop, destination: str) -> httpx.Response:
+    return await it.http.request("DELETE", "/api/v4/webhooks", json={"destination": destination})
+
+
+@pytest.mark.asyncio
+async def test_a_destination_is_subscribed_once_and_ended_by_its_name() -> None:
+    async with shop() as it:
+        assert (await it.get("webhooks")).status_code == 204
+        answer = await it.post("webhooks", {"destination": URL, "settings": ["add_lead", "add_lead"]})
+        made = answer.json()
+        # The live answer has an object here, the list a list.
+        assert (answer.status_code, made["settings"], made["disabled"]) == (201, {"add_lead": 1}, False)
+        again = await it.post("webhooks", {"destination": URL, "settings": ["add_task"], "sort": 3})
+        assert (again.json()["id"], again.json()["sort"]) == (made["id"], 3)
+        listed = (await it.get("webhooks")).json()
+        assert (listed["_total_items"], listed["_embedded"]["webhooks"][0]["settings"]) == (1, ["add_task"])
+        assert (await it.get("webhooks", **{"filter[destination]": "https://other.example/"})).status_code == 204
+        assert (await it.http.delete(f"/api/v4/webhooks/{made['id']}")).status_code == 404
+        assert (await _ended(it, URL)).status_code == 204
+        assert (await _ended(it, URL)).status_code == 404
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_subscription_is_refused() -> None:
+    assert len(HOOKS) == 32
+    async with shop() as it:
+        for body, status in (
+            ({"destination": URL}, 400),
+            ({"settings": ["add_lead"]}, 400),
+            ({"destination": URL, "settings": ["add_leed"]}, 400),
+            ({"destination": URL, "settings": ["add_lead"], "secret": "x"}, 400),
+            ([{"destination": URL, "settings": ["add_lead"]}], 400),
+            ({"destination": "ftp://example.com/x", "settings": ["add_lead"]}, 422),
+            ({"destination": "https://пример.рф/x", "settings": ["add_lead"]}, 422),
+            ({"destination": "https://example.com", "settings": ["add_lead"]}, 422),
+        ):
+            assert (await it.post("webhooks", body)).status_code == status, body
+        other = next(user for user in it.world.select("user") if not user["admin"])
+        acting = {"X-Context-User-ID": str(other["id"])}
+        assert (await it.http.get("/api/v4/webhooks", headers=acting)).status_code == 403
+    async with shop(profile="amo") as it:
+        body = {"destination": "https://example.com", "settings": ["add_lead"]}
+        assert (await it.post("webhooks", body)).status_code == 201
+
+
+class Mailbox:
+    """Where hooks arrive instead of going out."""
+
+    def __init__(self, it: Shop, status: int | None = None) -> None:
+        self.it, self.status = it, status
+        self.headers: dict[str, str] = {}
+        self._sent: list[bytes] = []
+        it.run.account.issued["deliver"] = self._take
+
+    async def _take(self, url: str, headers: Any, body: bytes) -> int | None:
+        assert url == URL
+        self.headers = dict(headers)
+        self._sent.append(body)
+        return self.status
+
+    async def bodies(self) -> list[dict[str, str]]:
+        """What came since the last look, each as pairs."""
+        await delivered(self.it.run.account)
+        sent, self._sent = self._sent, []
+        return [dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True)) for body in sent]
+
+
+async def mailbox(it: Shop, *settings: str, status: int | None = None) -> Mailbox:
+    assert (await it.post("webhooks", {"destination": URL, "settings": [*settings]})).status_code == 201
+    return Mailbox(it, status)
+
+
+@pytest.mark.asyncio
+async def test_a_new_lead_is_told_as_php_would() -> None:
+    async with shop() as it:
+        box = await mailbox(it, "add_lead")
+        one, two = (await it.post("leads", [{"name": "a & b", "price": 5, "tags_to_add": [{"name": "t"}]}, {}])).json()[
+            "_embedded"
+        ]["leads"]
+        (body,) = await box.bodies()
+        assert list(body)[:3] == ["account[subdomain]", "account[id]", "account[_links][self]"]
+        assert body["account[_links][self]"] == "https://roga.kommo.com"
+        head = "leads[add][0]"
+        assert (body[f"{head}[id]"], body[f"{head}[name]"], body[f"{head}[price]"]) == (str(one["id"]), "a & b", "5")
+        assert body[f"{head}[tags][0][name]"] == "t"
+        assert body[f"{head}[last_modified]"] == body[f"{head}[updated_at]"]
+        assert body["leads[add][1][id]"] == str(two["id"])
+        assert box.headers["User-Agent"] == "amoCRM-Webhooks/3.0"
+        assert box.headers["Content-Type"] == "application/x-www-form-urlencoded"
+        assert len(box.headers["X-Amocrm-Requestid"]) == 36
+        await it.made("contacts", {"name": "A"})
+        assert await box.bodies() == []
+
+
+@pytest.mark.asyncio
+async def test_a_changed_lead_is_told_by_what_changed() -> None:
+    async with shop() as it:
+        pipeline = it.world.select("pipeline")[0]["id"]
+        first, second = it.stage(pipeline, 1), it.stage(pipeline, 2)
+        other = next(user["id"] for user in it.world.select("user") if not user["admin"])
+        lead = await it.made("leads", {"status_id": first, "pipeline_id": pipeline})
+        box = await mailbox(it, "update_lead", "status_lead", "responsible_lead", "delete_lead", "restore_lead")
+        await it.patch(f"leads/{lead}", {"status_id": second, "pipeline_id": pipeline, "responsible_user_id": other})
+        update, status, responsible = await box.bodies()
+        assert update["leads[update][0][old_status_id]"] == str(first)
+        assert status["leads[status][0][status_id]"] == str(second)
+        assert "leads[status][0][old_responsible_user_id]" not in status
+        assert responsible["leads[responsible][0][old_responsible_user_id]"] == str(it.world.admin["id"])
+        await it.patch(f"leads/{lead}", {"name": "b"})
+        (update,) = await box.bodies()
+        assert "leads[update][0][old_status_id]" not in update
+        await it.patch(f"leads/{lead}", {"name": "b"})
+        assert await box.bodies() == []
+        trash(it.run.account, "leads", lead)
+        (gone,) = await box.bodies()
+        assert {key for key in gone if key.startswith("leads")} == {
+            "leads[delete][0][id]",
+            "leads[delete][0][status_id]",
+            "leads[delete][0][pipeline_id]",
+        }
+        assert (await it.get(f"leads/{lead}")).status_code == 204
+        trash(it.run.account, "leads", lead, restore=True)
+        (back,) = await box.bodies()
+        assert back["leads[restore][0][name]"] == "b"
+
+
+@pytest.mark.asyncio
+async def test_people_and_firms_come_under_one_root() -> None:
+    async with shop() as it:
+        box = await mailbox(it, "add_contact", "add_company", "responsible_contact", "update_company", "delete_contact")
+        phones = [{"field_code": "PHONE", "values": [{"value": "+7900", "enum_code": "MOB"}]}]
+        anna = await it.made("contacts", {"name": "A", "custom_fields_values": phones})
+        firm = await it.made("companies", {"name": "F"})
+        person, company = await box.bodies()
+        assert (person["contacts[add][0][type]"], company["contacts[add][0][type]"]) == ("contact", "company")
+        assert person["contacts[add][0][custom_fields][0][code]"] == "PHONE"
+        assert person["contacts[add][0][custom_fields][0][values][0][value]"] == "+7900"
+        assert int(person["contacts[add][0][custom_fields][0][values][0][enum]"]) > 0
+        # There is no action of their own for a new owner.
+        other = next(user["id"] for user in it.world.select("user") if not user["admin"])
+        await it.patch(f"contacts/{anna}", {"responsible_user_id": other})
+        (body,) = await box.bodies()
+        assert body["contacts[update][0][old_responsible_user_id]"] == str(it.world.admin["id"])
+        await it.patch(f"contacts/{anna}", {"name": "B"})
+        assert await box.bodies() == []
+        lead = await it.made("leads", {"_embedded": {"companies": [{"id": firm}]}})
+        await it.patch(f"companies/{firm}", {"name": "G"})
+        (body,) = await box.bodies()
+        assert body[f"contacts[update][0][linked_leads_id][{lead}][ID]"] == str(lead)
+        trash(it.run.account, "contacts", anna)
+        (gone,) = await box.bodies()
+        assert (gone["contacts[delete][0][id]"], gone["contacts[delete][0][type]"]) == (str(anna), "contact")
+        assert len([key for key in gone if key.startswith("contacts")]) == 2
+
+
+@pytest.mark.asyncio
+async def test_values_of_fields_have_five_shapes_in_a_hook() -> None:
+    async with shop() as it:
+        box = await mailbox(it, "add_lead")
+        ids = {
+            type: it.world.add("field", {"entity": "deal", "name": type, "type": type, "sort": 900 + place, **more})
+            for place, (type, more) in enumerate(
+                {
+                    "text": {},
+                    "select": {"enums": [{"id": 1, "value": "A", "sort": 1, "code": None}]},
+                    "date": {},
+                    "radiobutton": {"enums": [{"id": 2, "value": "B", "sort": 1, "code": None}]},
+                    "birthday": {},
+                    "checkbox": {},
+                }.items()
+            )
+        }
+        values: dict[str, Any] = {"text": "x", "select": "A", "date": 1729717200, "radiobutton": "B"}
+        values |= {"birthday": 316472400, "checkbox": True}
+        customs = [{"field_id": ids[type], "values": [{"value": value}]} for type, value in values.items()]
+        await it.made("leads", {"custom_fields_values": customs})
+        (body,) = await box.bodies()
+        head = "leads[add][0][custom_fields]"
+        shapes = {key.removeprefix(head): value for key, value in body.items() if head in key and "[values]" in key}
+        assert shapes == {
+            "[0][values][0][value]": "x",
+            "[1][values][0][value]": "A",
+            "[1][values][0][enum]": "1",
+            "[2][values][0]": "1729717200",
+            "[3][values][value]": "B",
+            "[3][values][enum]": "2",
+            "[4][values][0][value]": "12.01.1980",
+            "[5][values][0][value]": "1",
+        }
+
+
+@pytest.mark.asyncio
+async def test_a_task_is_told_in_the_singular_and_a_note_two_levels_deep() -> None:
+    async with shop() as it:
+        box = await mailbox(it, "add_task", "update_task", "note_lead", "note_company")
+        lead, firm = await it.made("leads", {}), await it.made("companies", {"name": "F"})
+        body = {"text": "call", "complete_till": 1759438740, "entity_id": lead, "entity_type": "leads"}
+        task = await it.made("tasks", body)
+        (told,) = await box.bodies()
+        assert (told["task[add][0][element_type]"], told["task[add][0][status]"]) == ("2", "0")
+        assert told["task[add][0][complete_till]"] == "2025-10-02 20:59:00"
+        assert told["task[add][0][complete_before]"] == "1759438740"
+        await it.patch(f"tasks/{task}", {"is_completed": True, "result": {"text": "done"}})
+        (told,) = await box.bodies()
+        assert (told["task[update][0][action_close]"], told["task[update][0][status]"]) == ("1", "1")
+        assert told["task[update][0][result][text]"] == "done"
+        call = {"uniq": "u", "duration": 1, "source": "s", "link": "l", "phone": "+7900"}
+        rows: list[dict[str, Any]] = [
+            {"entity_id": lead, "note_type": "common", "params": {"text": "hi"}},
+            {"entity_id": lead, "note_type": "call_in", "params": call},
+            {
+                "entity_id": lead,
+                "note_type": "attachment",
+                "params": {"file_uuid": "f", "version_uuid": "v", "file_name": "a.png"},
+            },
+        ]
+        await it.post("leads/notes", rows)
+        (told,) = await box.bodies()
+        assert (told["leads[note][0][note][note_type]"], told["leads[note][0][note][text]"]) == ("4", "hi")
+        assert json.loads(told["leads[note][0][note][metadata]"])["event_source"]["type"] == 1
+        assert json.loads(told["leads[note][1][note][text]"])["UNIQ"] == "u"
+        assert told["leads[note][2][note][attachement]"] == "drive/f/v/a.png"
+        await it.post(f"companies/{firm}/notes", [{"note_type": "common", "params": {"text": "hi"}}])
+        (told,) = await box.bodies()
+        assert (told["contacts[note][0][type]"], told["contacts[note][0][note][element_type]"]) == ("company", "3")
+        at = datetime.fromtimestamp(int(told["contacts[note][0][note][created_at]"]) + 3 * 3600, UTC)
+        assert told["contacts[note][0][note][date_create]"] == at.strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pytest.mark.asyncio
+async def test_links_and_complex_leads_are_told_too() -> None:
+    async with shop() as it:
+        box = await mailbox(it, "add_lead", "add_contact", "update_lead")
+        rows = [{"name": "L", "_embedded": {"contacts": [{"name": "A"}]}}]
+        made = (await it.post("leads/complex", rows)).json()[0]
+        assert len(await box.bodies()) == 2
+        other = await it.made("contacts", {"name": "B"})
+        await box.bodies()
+        await it.post(f"leads/{made['id']}/link", [{"to_entity_id": other, "to_entity_type": "contacts"}])
+        (body,) = await box.bodies()
+        assert body["leads[update][0][id]"] == str(made["id"])
+
+
+@pytest.mark.asyncio
+async def test_a_hook_that_fails_too_often_is_switched_off() -> None:
+    async with shop() as it:
+        box = await mailbox(it, "add_lead", status=500)
+        for place in range(102):
+            await it.made("leads", {})
+            assert len(await box.bodies()) == (place <= 100)
+        (hook,) = (await it.get("webhooks")).json()["_embedded"]["webhooks"]
+        assert hook["disabled"] is True
+
+        async def dead(url: str, headers: Any, body: bytes) -> int:
+            raise OSError(url)
+
+        assert (await it.post("webhooks", {"destination": URL, "settings": ["add_lead"]})).json()["disabled"] is False
+        it.run.account.issued["deliver"] = dead
+        await it.made("leads", {})
+        await delivered(it.run.account)
+
+
+# --- users, roles, what can only be read (§4.10, §4.14-§4.16) --------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_users_are_made_by_admins_ten_at_most() -> None:
+    async with shop() as it:
+        row = {"name": "New", "email": "n@x.example", "password": "Secret12", "rights": {"is_admin": True}}
+        answer = await it.post("users", [row])
+        made = answer.json()["_embedded"]["users"][0]
+        assert (answer.status_code, made["request_id"], made["rights"]["is_admin"]) == (201, "0", True)
+        assert issues(await it.post("users", [{"name": "New", "password": "weak"}])) == [
+            ("0", "FieldMissing", "email"),
+            ("0", "NotSupportedChoice", "password"),
+        ]
+        assert (await it.post("users", [row] * 11)).status_code == 422
+
+
+@pytest.mark.asyncio
+async def test_events_are_a_log_of_what_was_written() -> None:
+    async with shop() as it:
+        lead = await it.made("leads", {"name": "a"})
+        it.clock.advance(10)
+        await it.patch(f"leads/{lead}", {"price": 5, "tags_to_add": [{"name": "t"}]})
+        person = await it.made("contacts", {"name": "A"})
+        await it.post(f"leads/{lead}/link", [{"to_entity_id": person, "to_entity_type": "contacts"}])
+        task = await it.made("tasks", {"text": "a", "complete_till": 5})
+        await it.patch(f"tasks/{task}", {"is_completed": True, "text": "b"})
+        await it.post(f"leads/{lead}/notes", [{"note_type": "common", "params": {"text": "hi"}}])
+        rows = (await it.get("events")).json()["_embedded"]["events"]
+        assert [(row["type"], row["entity_type"]) for row in reversed(rows)] == [
+            ("lead_added", "lead"),
+            ("sale_field_changed", "lead"),
+            ("entity_tag_added", "lead"),
+            ("contact_added", "contact"),
+            ("entity_linked", "lead"),
+            ("entity_linked", "contact"),
+            ("task_added", "task"),
+            ("task_text_changed", "task"),
+            ("task_completed", "task"),
+            ("common_note_added", "lead"),
+        ]
+        assert len({row["id"] for row in rows}) == len(rows)
+        assert all(len(row["id"]) == 26 and row["id"].islower() for row in rows)
+        one = (await it.get(f"events/{rows[0]['id']}")).json()
+        assert one["_embedded"]["entity"]["_links"]["self"]["href"].endswith(f"/api/v4/leads/{lead}")
+        assert (await it.get("events/01nothing")).status_code == 204
+
+        async def asked(**filters: Any) -> int:
+            answer = await it.get("events", **{f"filter[{name}]": value for name, value in filters.items()})
+            return 0 if answer.status_code == 204 else len(answer.json()["_embedded"]["events"])
+
+        assert await asked(type="lead_added,contact_added") == 2
+        assert await asked(entity="task") == 3
+        assert await asked(entity="lead", entity_id=str(lead)) == 5
+        assert await asked(created_by="7") == 0
+        assert await asked(created_at=str(rows[-1]["created_at"])) == 9
+        assert (await it.get("events", **{"filter[created_at][to]": rows[-1]["created_at"]})).json()["_embedded"][
+            "events"
+        ] == rows[-1:]
+
+
+@pytest.mark.asyncio
+async def test_catalogs_incoming_leads_and_roles_are_there_to_be_read() -> None:
+    async with shop() as it:
+        catalogs = (await it.get("catalogs")).json()["_embedded"]["catalogs"]
+        elements = (await it.get(f"catalogs/{catalogs[0]['id']}/elements")).json()["_embedded"]["elements"]
+        assert [row["name"] for row in elements] == ["Телефон", "Чехол"]
+        assert elements[0]["custom_fields_values"][1]["field_type"] == "price"
+        assert (await it.get(f"catalogs/{catalogs[1]['id']}/elements")).status_code == 204
+        assert (await it.get("catalogs/7/elements")).status_code == 404
+        found = await it.get(f"catalogs/{catalogs[0]['id']}/elements", query="чех")
+        assert len(found.json()["_embedded"]["elements"]) == 1
+        rows = (await it.get("leads/unsorted", **{"filter[category][]": "sip"})).json()["_embedded"]["unsorted"]
+        assert [row["category"] for row in rows] == ["sip"]
+        assert 56 <= len(rows[0]["uid"]) <= 60
+        assert (await it.get(f"leads/unsorted/{rows[0]['uid']}")).json()["source_name"] == "UIS"
+        assert (await it.get("leads/unsorted/nothing")).status_code == 404
+        roles = (await it.get("roles", **{"with": "users"})).json()
+        assert (roles["_total_items"], roles["_embedded"]["roles"][0]["_embedded"]) == (1, {"users": []})
+
+
+@pytest.mark.asyncio
+async def test_an_element_is_linked_with_its_catalog_and_quantity() -> None:
+    async with shop() as it:
+        lead = await it.made("leads", {})
+        tie: dict[str, Any] = {"to_entity_id": 525439, "to_entity_type": "catalog_elements"}
+        assert issues(await it.post(f"leads/{lead}/link", [tie])) == [("0", "FieldMissing", "metadata.catalog_id")]
+        wrong = {**tie, "to_entity_id": 7, "metadata": {"catalog_id": 4521}}
+        assert issues(await it.post(f"leads/{lead}/link", [wrong])) == [("0", "NotSupportedChoice", "to_entity_id")]
+        tie["metadata"] = {"catalog_id": 4521, "quantity": 2}
+        answer = await it.post(f"leads/{lead}/link", [tie])
+        assert answer.json()["_embedded"]["links"][0]["metadata"] == {"quantity": 2, "catalog_id": 4521}
+        shown = (await it.get(f"leads/{lead}", **{"with": "catalog_elements"})).json()
+        assert shown["_embedded"]["catalog_elements"][0]["id"] == 525439
+        assert (await it.post(f"leads/{lead}/unlink", [tie])).status_code == 204
+        assert (await it.get(f"leads/{lead}/links")).status_code == 204
+
+
+@pytest.mark.asyncio
+async def test_tags_of_leads_are_renamed_and_no_others() -> None:
+    async with shop() as it:
+        lead = await it.made("leads", {"tags_to_add": [{"name": "old"}]})
+        tag = (await it.get("leads/tags")).json()["_embedded"]["tags"][0]
+        answer = await it.patch("leads/tags", [{"id": tag["id"], "name": "new"}])
+        assert answer.json()["_embedded"]["tags"][0] == {**tag, "name": "new", "request_id": "0"}
+        assert (await it.get(f"leads/{lead}")).json()["_embedded"]["tags"][0]["name"] == "new"
+        assert issues(await it.patch("leads/tags", [{"id": 7, "name": "x"}])) == [("0", "NotSupportedChoice", "id")]
+        assert (await it.patch("contacts/tags", [{"id": 7, "name": "x"}])).status_code == 405
 
 
 # --- the face --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ from crmclient.formats import Json
 from crmclient.paging import Offset, Unpaged
 from crmclient_amocrm import codec, wire
 from crmclient_amocrm.codec import seconds_before
+from crmclient_amocrm.webhooks import WEBHOOK
 from crmclient_amocrm.wire import API, TYPES
 
 # §3: "at most 500 rows"; a walk ends with the 204 that follows the last row.
@@ -587,6 +588,7 @@ DIALECT = Dialect(
         Bearer(),
     ),
     judge=judge,
+    webhook=WEBHOOK,
     settings={
         "account": _account,
         "me": _me,

@@ -87,7 +87,7 @@ def encode_contact(contact: entities.Contact, fields: frozenset[str], context: C
 
 
 def surviving_contact(contact: entities.Contact) -> entities.Contact:
-    """Labels of the vendor's list, a company without roles."""
+    """Labels of the vendor's list, no empty phones or e-mails, a company without a role."""
     company = contact.company
     return evolve(
         contact,
@@ -173,11 +173,11 @@ def encode_deal(deal: entities.Deal, fields: frozenset[str], context: Context) -
 
 
 def surviving_deal(deal: entities.Deal) -> entities.Deal:
-    """seed: `linked_contact` is one; which is the main one is not said; a price is a number without a currency."""
+    """seed: `linked_contact` is one, and so the main one; a price is a number without a currency."""
     main = [link for link in deal.contacts if link.main] or list(deal.contacts)
     return evolve(
         deal,
-        contacts=tuple(Link(link.ref) for link in main[:1]),
+        contacts=tuple(Link(link.ref, main=True) for link in main[:1]),
         price=Money(deal.price.amount) if deal.price else None,
     )
 
@@ -372,7 +372,8 @@ def _entries(parts: Sequence[Phone] | Sequence[Email], labels: Mapping[str, Labe
 
 def _labels_kept(parts: Sequence[Any], labels: Mapping[str, Label]) -> tuple[Any, ...]:
     allowed = set(labels.values())
-    return tuple(part if part.label in allowed else evolve(part, label=Label.OTHER) for part in parts)
+    kept = (part for part in parts if part.value.strip())
+    return tuple(part if part.label in allowed else evolve(part, label=Label.OTHER) for part in kept)
 
 
 def _paired(given: Sequence[Entry], value: str, label: str) -> list[dict[str, str]]:

@@ -294,7 +294,7 @@ def speaking(words: Words) -> Dialect:
     )
     return Dialect(
         name="amoxml",
-        title="The amoCRM XML API",
+        title="amoCRM XML",
         # seed: "the exact address of your account"; §1: .ru in live clients, .com too.
         host="https://{account}.amocrm.ru",
         domains=("amocrm.ru", "amocrm.com"),

@@ -363,13 +363,16 @@ def entries(section: Element | None, labels: Tags) -> tuple[Entry, ...]:
 
 
 def rows(reply: Reply, section: Tags) -> Sequence[Element]:
-    """The rows of a list or of a section of a detail. A search that found nothing may leave the section out (§5)."""
+    """The rows of a list or of a section of a detail; paging tags may stand among them (§6), but a row has an inside.
+
+    A search that found nothing may leave the section out (§5).
+    """
     found = find(reply.body, section)
     if found is None:
         paging_only = {each["tag"] for each in children(reply.body)} <= {"onpage", "totalpages", "currpage"}
         if not mapping(reply.body) or not paging_only:
             raise _other_than(f"a list was due, with <{section[0]}>", reply)
-    return children(found)
+    return [row for row in children(found) if children(row) or row["attributes"]]
 
 
 def one(reply: Reply, tags: Tags) -> Element:

@@ -34,6 +34,7 @@ from crmclient.flows import everything, settled
 from crmclient.formats import Json
 from crmclient.paging import PageNumber
 from crmclient_electrum import codec, wire
+from crmclient_electrum.webhooks import WEBHOOK
 from crmclient_electrum.wire import Words
 
 # §3: "Lists return up to 100"; "?page=2&per_page=50" with `meta.total_pages`.
@@ -246,6 +247,7 @@ def speaking(words: Words) -> Dialect:
         rate=(Rate(100, 60),),
         auth=(Bearer(),),
         judge=judge,
+        webhook=WEBHOOK,
         settings={"pipelines": _pipelines, "me": _me},
         resources={resource.entity: resource for resource in (contacts, deals, tasks, users, pipelines)},
     )

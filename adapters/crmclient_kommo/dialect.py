@@ -56,6 +56,7 @@ from crmclient.flows import everything, settled
 from crmclient.formats import Json
 from crmclient.paging import PageNumber, Unpaged
 from crmclient_kommo import codec, wire
+from crmclient_kommo.webhooks import WEBHOOK
 from crmclient_kommo.wire import API, TYPES
 
 # §3.1, §3.6: the default order is by updated_at and shifts under edits; by id it stands still.
@@ -684,6 +685,7 @@ DIALECT = Dialect(
     rate=(Rate(7, 1), Rate(50, 1, scope="account")),
     auth=(OAuth2(path="/oauth2/access_token", refused=refused_token, grace=True), Bearer()),
     judge=judge,
+    webhook=WEBHOOK,
     settings={"account": _account, "me": _me, "pipelines": _pipelines, "users": _users},
     resources={
         resource.entity: resource for resource in (CONTACTS, COMPANIES, LEADS, TASKS, NOTES, USERS, PIPELINES, FIELDS)

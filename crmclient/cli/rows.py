@@ -146,25 +146,24 @@ def _write(
     crm = _client(where, account, base_url, read_only=dry_run)
     crm.dialect.route(kind, verb)  # what it cannot do at all is said before anybody is asked anything
     work = Work(crm, kind, verb, left_out, lossy, overwrite, dry_run)
-    with _opened(file) as content, asyncio.Runner() as runner:
-        lines = csv_lines(content, kind, raw_cells=raw_cells) if _is_csv(file, form) else json_lines(content)
-        try:
+    try:
+        with _opened(file) as content, _running(crm) as runner:
+            lines = csv_lines(content, kind, raw_cells=raw_cells) if _is_csv(file, form) else json_lines(content)
             if not dry_run:
                 _allowed(runner.run(_whose(crm)), f"{verb} {entity}", yes)
             # Lines are waited for outside of the event loop: inside, Ctrl-C would wait for a line too.
             for batch in _batches(work, lines):
                 if not _sent(work, runner, batch):
                     break
-        except BadFile as wrong:
-            raise fail(f"{wrong}. {work.so_far()}") from None
-        except KeyboardInterrupt:
-            say(f"interrupted: {work.so_far()}{_unknown(work)}")
-            raise click.exceptions.Exit(130) from None
-        except CRMError:
+    except BadFile as wrong:
+        raise fail(f"{wrong}. {work.so_far()}") from None
+    except KeyboardInterrupt:
+        say(f"interrupted: {work.so_far()}{_unknown(work)}")
+        raise click.exceptions.Exit(130) from None
+    except CRMError:
+        if work.counts or work.under_way:
             say(f"stopped: {work.so_far()}{_unknown(work)}")
-            raise
-        finally:
-            runner.run(crm.aclose())
+        raise
     say(work.so_far())
     raise click.exceptions.Exit(0 if set(work.counts) <= {work.done} else 1)
 
@@ -174,6 +173,16 @@ def _unknown(work: Work) -> str:
         return ""
     first, last = work.under_way
     return f"; of lines {first} to {last} it is not known: look before sending them again"
+
+
+@contextmanager
+def _running(crm: Client) -> Generator[asyncio.Runner]:
+    """One event loop for all that is sent, and between two batches none: what waits there is interrupted at once."""
+    with asyncio.Runner() as runner:
+        try:
+            yield runner
+        finally:
+            runner.run(crm.aclose())
 
 
 @contextmanager
@@ -239,6 +248,9 @@ def _understood(work: Work, line: Line) -> Ready:
     except Invalid as wrong:
         wrong.message = f"line {line.number}: {wrong.message}"
         return Ready(line.number, receipt=Refused(error=wrong))
+    if work.verb is Verb.CREATE and row.id is not None and not work.lossy:
+        said = f"line {line.number}: it has an id already: update it, or leave that out (--without id)"
+        return Ready(line.number, receipt=Refused(error=Invalid(said)))
     writable = work.crm.dialect.resource(work.kind).survivors(work.verb)
     clear = frozenset[str]()
     if work.verb is Verb.UPDATE:
@@ -250,7 +262,7 @@ def _understood(work: Work, line: Line) -> Ready:
         return Ready(line.number, row, clear=clear)
     kept, lost = work.crm.carried(row, work.verb)
     id = row.id if work.verb is Verb.UPDATE else None
-    return Ready(line.number, evolve(kept, id=id), lost=lost - {"deleted"}, clear=clear & writable)
+    return Ready(line.number, evolve(kept, id=id), lost=lost, clear=clear & writable)
 
 
 def _sent(work: Work, runner: asyncio.Runner, batch: list[Ready]) -> bool:
@@ -419,14 +431,13 @@ def _into(output: Path | None) -> Generator[Callable[[str], None]]:
     """Where the lines go: stdout, or a file that is there when it is whole."""
     if output is None:
         terminal = sys.stdout.isatty()
-        stream = click.get_binary_stream("stdout")
 
         def put(text: str) -> None:
             shown = harmless(text.replace("\r\n", "\n"), lines=True) if terminal else text
-            stream.write(shown.encode(errors="backslashreplace"))
+            sys.stdout.buffer.write(shown.encode(errors="backslashreplace"))
 
         yield put
-        stream.flush()
+        sys.stdout.buffer.flush()
         return
     part = output.with_name(f"{output.name}.part")
     try:

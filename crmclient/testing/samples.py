@@ -130,15 +130,17 @@ def sample(dialect: Dialect, entity: type[E], words: Words, number: int = 0, ver
 
 def otherwise(row: Entity, name: str, words: Words) -> dict[str, Any]:
     """Another content for a field, with what cannot be told without it: a stage goes with its pipeline."""
-    other: Any = full(type(row), words, 1)
     held: Any = row
-    if name == "pipeline":
-        return {"pipeline": other.pipeline, "stage": other.stage}
     if name == "stage":
         stages = [stage for pipeline, stage in words.places if pipeline == held.pipeline and stage != held.stage]
         return {"stage": stages[0]}
-    found = getattr(other, name)
-    return {name: not found if isinstance(found, bool) and found == getattr(held, name) else found}
+    others: list[Any] = [full(type(row), words, number) for number in range(VARIANTS)]
+    for other in others:
+        if getattr(other, name) and getattr(other, name) != getattr(held, name):
+            return {each: getattr(other, each) for each in ((name, "stage") if name == "pipeline" else (name,))}
+    if isinstance(getattr(held, name), bool):
+        return {name: not getattr(held, name)}
+    raise LookupError(f"the account has no other {name} for a {type(row).__name__}")
 
 
 def _who_and_when(words: Words, number: int) -> dict[str, Any]:
