@@ -175,7 +175,7 @@ class Session:
     async def aclose(self) -> None:
         """Close; what is being written is let end within its bounds, and so is a renewal. Closing twice is nothing."""
         self._closed = True
-        await self._keeper.aclose()
+        await self._keeper.aclose(self._setup.limits.read)
         if self._exchanges:
             await asyncio.wait(self._exchanges, timeout=self._setup.limits.read)
             for task in self._exchanges:
@@ -362,7 +362,8 @@ class Session:
         if isinstance(verdict, RateLimited):
             self.spent.rate_limited += 1
             # At least a second, as the shortest window is one.
-            self._pacer.pause(max(1.0, verdict.after or 0.0))
+            # … and no longer than an hour, whatever is asked: a wait for ever is no answer to anybody.
+            self._pacer.pause(min(max(1.0, verdict.after or 0.0), 3600.0))
         elif isinstance(verdict, Banned):
             self._pacer.ban(verdict)
         return verdict
@@ -386,7 +387,8 @@ class Session:
         """A server may echo what it was sent: before anybody reads the answer, our secrets are out of it."""
         for secret in self._secrets():
             hidden = secret.reveal().encode()
-            if hidden in content:
+            # Shorter ones are no secrets, and would be found in any text.
+            if len(hidden) >= 6 and hidden in content:
                 content = content.replace(hidden, "…".encode())
         return content
 
@@ -442,9 +444,9 @@ class Session:
         if call.body is not None:
             content, headers["Content-Type"] = self._dialect.format.encode(call.body)
         headers.update(call.headers)
-        for name, part in headers.items():
-            if not part.isascii() or not part.isprintable():
-                raise Misconfigured(f"the header {name} would hold characters that no header may hold")
+        if bad := _unfit(headers):
+            del headers
+            raise Misconfigured(f"the header {bad} would hold characters that no header may hold")
         query = f"?{urlencode(call.query)}" if call.query else ""
         request = http.build_request(call.method, f"{self._base}{call.path}{query}", headers=headers, content=content)
         there = request.url
@@ -487,10 +489,11 @@ class Session:
             kind = ConnectionLost if leaving.sent else Unreachable
             raise kind(f"the connection to {where} broke off: {_told(wrong, request)}") from None
         self._note_the_time(response.headers)
-        if signed:
-            content = self._redacted(content)
         kind = response.headers.get("content-type", "")
         body = self._dialect.format.decode(content, kind) if content.strip() else None
+        if signed and (not response.is_success or isinstance(body, Unparsed)):
+            # What is shown of an answer is shown without what we sent; what is data stays as it is.
+            body = self._dialect.format.decode(self._redacted(content), kind) if content.strip() else None
         headers = {name.lower(): part for name, part in response.headers.items()}
         return Reply(response.status_code, headers, body, self._origin, self._cookies(response))
 
@@ -585,6 +588,11 @@ def _discreet(record: logging.LogRecord) -> bool:
 
 for _logger in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy"):
     logging.getLogger(_logger).addFilter(_discreet)
+
+
+def _unfit(headers: Mapping[str, str]) -> str | None:
+    """The name of a header that cannot be sent."""
+    return next((name for name, part in headers.items() if not part.isascii() or not part.isprintable()), None)
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 import anyio
 import anyio.to_thread
 from attrs import evolve
-from filelock import AsyncFileLock
+from filelock import FileLock, Timeout
 
 from crmclient.clock import Clock
 from crmclient.dialect import Token
@@ -71,9 +71,19 @@ class FileTokens:
     @asynccontextmanager
     async def lock(self, account: str) -> AsyncGenerator[None, None]:
         await anyio.to_thread.run_sync(self._make_folder)
-        # Polling without blocking: a lock taken in a worker thread is leaked for good when its waiter is cancelled.
-        async with AsyncFileLock(str(self._file(account, ".lock")), mode=0o600, run_in_executor=False):
+        # Tried without blocking, again and again: a lock taken in a worker thread is leaked for good when its waiter is
+        # cancelled, and this one holds nothing while it waits.
+        lock = FileLock(str(self._file(account, ".lock")), mode=0o600)
+        while True:
+            try:
+                lock.acquire(blocking=False)
+                break
+            except Timeout:
+                await anyio.sleep(0.05)
+        try:
             yield
+        finally:
+            lock.release()
 
     async def load(self, account: str) -> Token | None:
         return await anyio.to_thread.run_sync(self._load, self._file(account))
@@ -160,8 +170,9 @@ class Keeper:
 
     async def current(self) -> Token:
         """The token to sign with: renewed beforehand when it is about to expire."""
-        if self._unsaved is not None:
-            await self._save(self._unsaved)
+        if self._unsaved is not None and (self._renewal is None or self._renewal.done()):
+            self._renewal = asyncio.create_task(self._save_again(self._unsaved))
+            return await asyncio.shield(self._renewal)
         if self._token is None:
             self._token = await self._store.load(self._account)
         if self._token is None or self._is_stale(self._token):
@@ -184,10 +195,12 @@ class Keeper:
             self._renewal = asyncio.create_task(self._next(failed))
         return await asyncio.shield(self._renewal)
 
-    async def aclose(self) -> None:
-        """Let a renewal under way end: its token is already spent on the server."""
+    async def aclose(self, seconds: float) -> None:
+        """Let a renewal under way end, within bounds: its token may already be spent on the server."""
         if self._renewal is not None and not self._renewal.done():
-            await asyncio.wait([self._renewal])
+            await asyncio.wait([self._renewal], timeout=seconds)
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
 
     async def _next(self, failed: Token | None) -> Token:
         if self._given is not None:
@@ -210,6 +223,15 @@ class Keeper:
                 self._dead = (failed, refusal, self._clock.monotonic())
                 raise
             return await self._save(self._on_our_clock(made))
+
+    async def _save_again(self, unsaved: Token) -> Token:
+        """What could not be saved before, under the lock like any other save, and not over what is newer."""
+        async with self._store.lock(self._account):
+            stored = await self._store.load(self._account)
+            if stored is not None and stored.issued_at and unsaved.issued_at and stored.issued_at > unsaved.issued_at:
+                self._token, self._unsaved = stored, None
+                return stored
+            return await self._save(unsaved)
 
     async def _save(self, made: Token) -> Token:
         """Save before use. A token that cannot be saved stays in use, is told of, and is saved at the next call."""

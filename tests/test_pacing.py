@@ -58,7 +58,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(st.lists(rates, min_size=1, max_size=3), st.lists(requests(), min_size=1, max_size=24))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_window_at_the_server_ever_holds_more_than_the_limit(rates, callers):
     clock = FakeClock(idle=30)
     arrivals: list[float] = []

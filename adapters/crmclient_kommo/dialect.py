@@ -88,7 +88,7 @@ def judge(call: Call, reply: Reply) -> CRMError | None:
     if reply.status == 429:
         # §2.2: no Retry-After is documented anywhere; the seconds stand in the body.
         asked = said.get("retry_after")
-        after = float(asked) if isinstance(asked, int) and not isinstance(asked, bool) else None
+        after = float(asked) if isinstance(asked, int) and 0 < asked < 10**6 else None
         known = verdict.after if isinstance(verdict, RateLimited) else None
         return RateLimited("too many requests", after=known or after, **vendor)
     if reply.status == 403 and isinstance(reply.body, Unparsed):
