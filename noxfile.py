@@ -103,7 +103,7 @@ def _tests_on(version, python):
     @phase("tests")
     def tests(session):
         session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
-        session.run("pytest", "-m", "not e2e", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
+        session.run("pytest", "-m", "not e2e", "-n", "auto", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
 
     tests.__doc__ = f"The tests on the wheel, with Python {version}."
     return tests

@@ -18,7 +18,7 @@ import anyio.to_thread
 from attrs import evolve
 from filelock import FileLock, Timeout
 
-from crmclient.clock import Clock
+from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Token
 from crmclient.errors import AuthFailed, Misconfigured, ReauthorizationRequired
 from crmclient.serial import token_from_tree, token_to_tree
@@ -62,8 +62,9 @@ class FileTokens:
     half of one (measured before: of 300 kills a truncating write tears 243 files, a rename none). Lock files stay.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.folder = Path(folder).expanduser()
+        self._clock = clock
 
     def _file(self, account: str, suffix: str = ".json") -> Path:
         return self.folder / (re.sub(r"[^A-Za-z0-9._-]", "_", account) + suffix)
@@ -79,7 +80,7 @@ class FileTokens:
                 lock.acquire(blocking=False)
                 break
             except Timeout:
-                await anyio.sleep(0.05)
+                await self._clock.sleep(0.05)
         try:
             yield
         finally:
