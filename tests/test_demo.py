@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -16,15 +18,12 @@ from click.testing import CliRunner
 import crmclient.cli.demo as demo_module
 from crmclient import (
     Client,
-    Company,
     Contact,
-    Deal,
     Kind,
     Outcome,
     Pipeline,
     Ref,
     Stage,
-    Task,
     Unavailable,
     User,
     connect,
@@ -32,20 +31,25 @@ from crmclient import (
 from crmclient.cli import commands
 from crmclient.cli.demo import (
     Report,
-    Sizes,
+    Tally,
     Told,
+    batch,
     batches,
     company_name,
     least,
+    match_fields,
     match_stages,
     match_users,
     move,
     pages,
+    reads,
 )
 from crmclient.clock import FakeClock
+from crmclient.entities import FieldType
 from crmclient.registry import dialect
 from crmclient.sandbox.server import Running, face, in_process
 from crmclient.sandbox.world import World, populate
+from crmclient.vocabulary import Field
 
 
 @asynccontextmanager
@@ -251,18 +255,36 @@ def test_companies_are_one_when_composed_and_trimmed_they_are_the_same() -> None
 def test_the_least_counts_full_pages_and_batches() -> None:
     assert [pages(n, 100) for n in (0, 1, 100, 101)] == [1, 1, 1, 2]
     assert [batches(n, 250) for n in (0, 1, 250, 251)] == [0, 1, 1, 2]
-    kommo = Sizes.of(dialect("kommo"))
-    assert kommo.page == kommo.batch[Contact] == kommo.links[Contact] == 250
-    assert kommo.links.keys() == {Contact}
-    assert {Company, Deal, Task} <= kommo.batch.keys()
-    assert Sizes.of(dialect("electrum")).page == 100
-    report = Report()
+    electrum, kommo = dialect("electrum"), dialect("kommo")
+    assert [batch(kommo, kind) for kind in ("companies", "contacts", "deals", "tasks", "notes")] == [250] * 5
+    assert batch(electrum, "contacts") == 1
+    report = Report(kinds={kind: Tally() for kind in ("companies", "contacts", "deals", "tasks")})
     contacts = report.kinds["contacts"]
     contacts.read = contacts.written = contacts.read_back = 251
     contacts.links_expected = 250
-    found = least(Sizes.of(dialect("electrum")), kommo, report, settings={"source": 2, "target": 2})
+    found = least(electrum, kommo, report, settings={"source": 2, "target": 2})
     # Source: 3 pages, an empty one of deals and of tasks. Target: 2 batches, 1 of links, 2 pages and 3 empty ones.
     assert found == {"source": 2 + 5, "target": 2 + 3 + 5}
+
+
+def test_rows_that_live_under_others_cost_what_opening_those_costs() -> None:
+    rows = {"contacts": 101, "deals": 20, "notes": 30}
+    # Every contact and deal is opened, and both are listed to know which there are.
+    assert reads(dialect("amoxml"), "notes", rows) == 2 + 101 + 1 + 20
+    # One listing for each of three kinds of parents.
+    assert reads(dialect("kommo"), "notes", rows) == 3
+    # The empty page that ends a listing is asked for too.
+    assert [reads(dialect("amocrm"), "deals", {"deals": n}) for n in (0, 1, 500, 501)] == [1, 2, 2, 3]
+
+
+def test_custom_fields_go_by_code_then_by_name_and_type() -> None:
+    def of(id: int, name: str, code: str | None = None, type: FieldType = FieldType.TEXT) -> Field:
+        return Field(id=id, entity=Kind.CONTACT, name=name, code=code, type=type)
+
+    source = [of(1, "A", "WEB"), of(2, " city"), of(3, "Age", type=FieldType.NUMBER), of(4, "Gone")]
+    target = [of(11, "Site", "WEB"), of(12, "City"), of(13, "Age"), of(14, "A")]
+    found = match_fields(source, target)
+    assert {id: each.id for (_, id), each in found.items()} == {1: 11, 2: 12}
 
 
 # ------------------------------------------------------------------------------------------------------ the command
@@ -295,6 +317,25 @@ def test_the_table_says_what_arrived() -> None:
 
 
 @pytest.mark.e2e
+def test_any_dialect_moves_into_any_other_and_what_is_lost_is_named() -> None:
+    done = run("demo", "--from", "kommo", "--to", "electrum", "--rows", "12")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Kommo API v4 → Electrum CRM REST v2" in done.stdout
+    assert re.search(r"lost kinds +companies 2, notes 6: the target has no such rows", done.stdout)
+    assert "companies as words on their contacts 2" in done.stdout
+    assert "contact.first_name 12" in done.stdout
+    assert "the kinds named above were lost, the fields named above were lost" in done.stdout
+
+
+def test_a_dialect_that_is_not_there_is_one_line() -> None:
+    done = CliRunner().invoke(commands(), ["demo", "--to", "nothing"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "kommo" in done.stderr
+
+
+@pytest.mark.e2e
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 3.5])
 def test_ctrl_c_ends_it_without_a_traceback(seconds: float) -> None:
@@ -313,7 +354,7 @@ def test_ctrl_c_ends_it_without_a_traceback(seconds: float) -> None:
 def test_ctrl_c_says_what_was_done_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     running = threading.active_count()
 
-    async def interrupted(source: Client, target: Client, told: Told) -> Report:
+    async def interrupted(source: Client, target: Client, told: Told, **more: Any) -> Report:
         def heard(doing: str, kind: str, rows: int, of: int | None) -> None:
             told(doing, kind, rows, of)
             if (doing, kind) == ("write", "contacts"):
@@ -333,7 +374,7 @@ def test_ctrl_c_says_what_was_done_so_far(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.e2e
 def test_an_error_of_a_crm_ends_it_with_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def failing(source: Client, target: Client, told: Told) -> Report:
+    async def failing(source: Client, target: Client, told: Told, **more: Any) -> Report:
         told("write", "companies", 3, 3)
         raise Unavailable("the server failed", status=503)
 

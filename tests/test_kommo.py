@@ -854,6 +854,21 @@ async def test_leads_are_made_with_their_people_in_one_request() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_complex_lead_with_metadata_waits_among_the_incoming_ones() -> None:
+    async with account() as it:
+        metadata = {"category": "forms", "form_id": "f7", "form_name": "Сайт"}
+        given = kommo.Complex(Deal(name="заявка"), contact=Contact(name="Гость"), metadata=metadata)
+        (made,) = await it.crm.run(kommo.complex_leads([given]))
+        waiting = [each for each in await it.crm.run(kommo.unsorted()) if made.deal in each.deals]
+        assert [(each.category, each.metadata["form_id"], each.contacts) for each in waiting] == [
+            ("forms", "f7", (made.contact,))
+        ]
+        with pytest.raises(Rejected) as refusal:
+            await it.crm.run(kommo.complex_leads([evolve(given, metadata={"category": "pigeon"})]))
+        assert [issue.path for issue in refusal.value.issues] == ["_embedded.metadata.category"]
+
+
+@pytest.mark.asyncio
 async def test_a_complex_lead_that_breaks_a_rule_is_refused_and_nothing_is_sent() -> None:
     person = Contact(name="А")
     firm = Ref(Kind.COMPANY, 1)

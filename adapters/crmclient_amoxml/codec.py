@@ -71,12 +71,12 @@ def encode_contact(contact: entities.Contact, fields: frozenset[str], context: C
     found: dict[str, Any] = {}
     data: dict[str, Any] = {}
     if "name" in fields:
-        found["person_name"] = _sayable("Contact", "name", contact.name)
+        found["person_name"] = contact.name or ""
     if "position" in fields:
-        found["person_position"] = _sayable("Contact", "position", contact.position)
+        found["person_position"] = contact.position or ""
     if "company" in fields:
         # Both, always: an old id beside a new name would be the old company.
-        found["person_company_name"] = _sayable("Contact", "company", contact.company.name if contact.company else None)
+        found["person_company_name"] = (contact.company.name if contact.company else None) or ""
         found["person_company_id"] = (contact.company.ref.id if contact.company else None) or ""
     if "phones" in fields:
         data["phone_numbers"] = _paired(_entries(contact.phones, PHONE_LABELS), "number", "location")
@@ -88,12 +88,15 @@ def encode_contact(contact: entities.Contact, fields: frozenset[str], context: C
 
 def surviving_contact(contact: entities.Contact) -> entities.Contact:
     """Labels of the vendor's list, no empty phones or e-mails, a company without a role."""
-    company = contact.company
+    company = contact.company and evolve(contact.company, main=False, name=_sayable(contact.company.name))
     return evolve(
         contact,
-        phones=_labels_kept(contact.phones, PHONE_LABELS),
-        emails=_labels_kept(contact.emails, EMAIL_LABELS),
-        company=evolve(company, main=False) if company and (company.name or company.ref.id is not None) else None,
+        name=_sayable(contact.name),
+        position=_sayable(contact.position),
+        phones=_reachable(contact.phones, PHONE_LABELS),
+        emails=_reachable(contact.emails, EMAIL_LABELS),
+        company=company if company and (company.name or company.ref.id is not None) else None,
+        tags=_surviving_tags(contact.tags),
     )
 
 
@@ -160,25 +163,26 @@ def decode_deal(words: Words, row: Element, context: Context) -> entities.Deal:
 def encode_deal(deal: entities.Deal, fields: frozenset[str], context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "name" in fields:
-        found["name"] = _sayable("Deal", "name", deal.name)
+        found["name"] = deal.name or ""
     if "price" in fields:
         found["price"] = format(deal.price.amount, "f") if deal.price else ""
     if "stage" in fields:
         found["status_id"] = (deal.stage.id if deal.stage else None) or ""
     if "contacts" in fields:
-        if deal.contacts and deal.contacts[0].ref.id is None:
-            raise Invalid("Deal", [Issue(field="contacts", rule="link a contact by its id")])
         found["linked_contact"] = deal.contacts[0].ref.id if deal.contacts else ""
     return found | _owner_and_tags(deal, fields)
 
 
 def surviving_deal(deal: entities.Deal) -> entities.Deal:
-    """seed: `linked_contact` is one, and so the main one; a price is a number without a currency."""
-    main = [link for link in deal.contacts if link.main] or list(deal.contacts)
+    """seed: `linked_contact` is one id, and so the main one; a price is a number without a currency."""
+    known = [link for link in deal.contacts if link.ref.id is not None]
+    main = [link for link in known if link.main] or known
     return evolve(
         deal,
+        name=_sayable(deal.name),
         contacts=tuple(Link(link.ref, main=True) for link in main[:1]),
         price=Money(deal.price.amount) if deal.price else None,
+        tags=_surviving_tags(deal.tags),
     )
 
 
@@ -221,7 +225,7 @@ def decode_note(words: Words, row: Element, context: Context) -> entities.Note:
 def encode_note(note: entities.Note, fields: frozenset[str], context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "text" in fields:
-        found["BODY"] = _sayable("Note", "text", note.text)
+        found["BODY"] = note.text or ""
     if "target" in fields and note.target is not None:
         found |= {"ID": note.target.id, "ELEMENT_TYPE": ELEMENTS[note.target.kind]}
     return found
@@ -229,7 +233,7 @@ def encode_note(note: entities.Note, fields: frozenset[str], context: Context) -
 
 def surviving_note(note: entities.Note) -> entities.Note:
     """A note hangs on a contact or a deal."""
-    return evolve(note, target=_held(note.target))
+    return evolve(note, target=_held(note.target), text=_sayable(note.text))
 
 
 # ---------------------------------------------------------------------------------------------------------- tasks
@@ -253,16 +257,15 @@ def decode_task(words: Words, row: Element, context: Context) -> entities.Task:
 def encode_task(task: entities.Task, fields: frozenset[str], context: Context) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "text" in fields:
-        found["BODY"] = _sayable("Task", "text", task.text)
+        found["BODY"] = task.text or ""
     if "due" in fields:
         found["END_DATE"] = _written(_local(task.due, context)) if task.due else ""
     if "owner" in fields:
         found["MAIN_USER"] = (task.owner.id if task.owner else None) or ""
     if "type" in fields:
-        word = task.type.id if task.type else None
-        if word not in TASK_TYPES:
-            raise Invalid("Task", [Issue(field="type", rule=f"{word!r} is none of {', '.join(TASK_TYPES)}")])
-        found["TASK_TYPE"] = word
+        if task.type is None:
+            raise Invalid("Task", [Issue(field="type", rule=f"a task is a {', '.join(TASK_TYPES)}")])
+        found["TASK_TYPE"] = task.type.id
     if "target" in fields:
         if task.target is None:
             raise Invalid("Task", [Issue(field="target", rule="a task about nothing could never be read again")])
@@ -271,9 +274,10 @@ def encode_task(task: entities.Task, fields: frozenset[str], context: Context) -
 
 
 def surviving_task(task: entities.Task) -> entities.Task:
-    """A task hangs on a contact or a deal, and is due on the second."""
+    """A task hangs on a contact or a deal, is of one of three types, and due on the second."""
     due = task.due.replace(microsecond=0) if task.due else None
-    return evolve(task, target=_held(task.target), due=due)
+    type = task.type if task.type and task.type.id in TASK_TYPES else None
+    return evolve(task, target=_held(task.target), due=due, type=type, text=_sayable(task.text))
 
 
 def whole_task(words: Words, reading: Element) -> dict[str, Any]:
@@ -370,9 +374,9 @@ def _entries(parts: Sequence[Phone] | Sequence[Email], labels: Mapping[str, Labe
     return [Entry(part.value, part.raw_label or words.get(part.label, "Other")) for part in parts]
 
 
-def _labels_kept(parts: Sequence[Any], labels: Mapping[str, Label]) -> tuple[Any, ...]:
+def _reachable(parts: Sequence[Any], labels: Mapping[str, Label]) -> tuple[Any, ...]:
     allowed = set(labels.values())
-    kept = (part for part in parts if part.value.strip())
+    kept = [evolve(part, value=value) for part in parts if (value := _sayable(part.value)) and value.strip()]
     return tuple(part if part.label in allowed else evolve(part, label=Label.OTHER) for part in kept)
 
 
@@ -384,23 +388,21 @@ def _paired(given: Sequence[Entry], value: str, label: str) -> list[dict[str, st
 
 def _owner_and_tags(entity: entities.Contact | entities.Deal, fields: frozenset[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    name = type(entity).__name__
     if "owner" in fields:
         found["main_user_id"] = (entity.owner.id if entity.owner else None) or ""
     if "tags" in fields:
-        for tag in entity.tags:
-            if "," in tag.name:
-                rule = f"{tag.name!r} has a comma, and a comma is what parts tags here: it would become two"
-                raise Invalid(name, [Issue(field="tags", rule=rule)])
-        found["tags"] = _sayable(name, "tags", ",".join(tag.name for tag in entity.tags))
+        found["tags"] = ",".join(tag.name for tag in entity.tags)
     return found
+
+
+def _surviving_tags(tags: Sequence[Tag]) -> tuple[Tag, ...]:
+    """§4: a comma is what parts tags, so a tag with one would become two."""
+    return tuple(evolve(tag, name=name) for tag in tags if (name := _sayable(tag.name.replace(",", ";"))))
 
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def _sayable(entity: str, field: str, text: str | None) -> str:
-    """What XML cannot say could not be read again, nor the page that it is on."""
-    if text and (found := _NOT_XML.search(text)):
-        raise Invalid(entity, [Issue(field=field, rule=f"XML has no character {found[0]!r}")])
-    return text or ""
+def _sayable(text: str | None) -> str | None:
+    """Without what XML cannot say: it could not be read again, nor could the page that it is on."""
+    return _NOT_XML.sub("", text) if text else text

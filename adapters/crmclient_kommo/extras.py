@@ -48,7 +48,7 @@ def read_rows(
 def read_row(path: str, *, with_: Iterable[str] = (), query: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:
     """One thing, as it came: ``kommo.read_row("account", with_=("task_types", "amojo_id"))``. Raises NotFound.
 
-    https://developers.kommo.com/reference/account-info
+    https://www.amocrm.ru/developers/content/crm_platform/account-info
     """
     reply: Reply = yield read(f"{API}/{path}", *_brackets(query or {}), *_with(with_))
     if reply.body is None:
@@ -491,18 +491,6 @@ def delete_stage(pipeline: Pipeline | Ref | Id, stage: Stage | Ref | Id) -> Flow
     yield Call("DELETE", _stage_path(pipeline, stage))
 
 
-def loss_reasons() -> Flow[tuple["LossReason", ...]]:
-    """Why leads were lost, in the account's words. A lead's own: ``read_rows("leads", with_=("loss_reason",))``.
-
-    https://www.amocrm.ru/developers/content/crm_platform/leads_pipelines
-    """
-    rows = yield from _pages("leads/loss_reasons", "loss_reasons")
-    return tuple(
-        LossReason(id=read.id, name=read.name, sort=read.sort or 0, raw=row)
-        for read, row in _typed(rows, wire.LossReason, "loss reason")
-    )
-
-
 @frozen(kw_only=True)
 class LossReason:
     """Why a lead was lost."""
@@ -511,6 +499,19 @@ class LossReason:
     name: str | None = None
     sort: int = 0
     raw: Any = field(default=None, eq=False, repr=False)
+
+
+def loss_reasons() -> Flow[tuple[LossReason, ...]]:
+    """Why leads were lost, in the account's words. A lead's own: ``read_rows("leads", with_=("loss_reason",))``.
+
+    No page of the vendor's is about this call; its PHP library makes it.
+    https://github.com/amocrm/amocrm-api-php/blob/master/src/AmoCRM/EntitiesServices/Leads/LossReasons.php
+    """
+    rows = yield from _pages("leads/loss_reasons", "loss_reasons")
+    return tuple(
+        LossReason(id=read.id, name=read.name, sort=read.sort or 0, raw=row)
+        for read, row in _typed(rows, wire.LossReason, "loss reason")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- tags

@@ -1918,8 +1918,16 @@ class Kommo:
                     else:
                         model = {key: value for key, value in model.items() if key != "is_main"}
                         parts[name] = self._drafted(call, name, model, None, here)
-            rest = {key: value for key, value in inside.items() if key not in ("contacts", "companies")}
+            rest = {key: value for key, value in inside.items() if key not in ("contacts", "companies", "metadata")}
             lead = self._drafted(call, "leads", {**row, "_embedded": rest}, None, wrong)
+            if inside.get("metadata") is not None:
+                metadata = cast(Row, inside["metadata"]) if isinstance(inside["metadata"], dict) else {}
+                if metadata.get("category") not in ("sip", "forms"):
+                    wrong.at("_embedded").at("metadata").at("category").say("NotSupportedChoice")
+                # status_id is ignored: an incoming lead stands before all stages.
+                waiting = [each for each in self._stages(lead.get("pipeline_id", 0)) if each["type"] == "unsorted"]
+                lead |= {"stage_id": waiting[0]["id"]} if waiting else {}
+                parts["metadata"] = metadata
             return {"lead": lead, **parts}
 
         answers: list[Row] = []
@@ -1935,6 +1943,10 @@ class Kommo:
                 lead = draft["lead"] | {"company_id": firm}
                 lead["contacts"] = [{"id": person, "main": True}] if person else []
                 id = self._new(call, "deal", lead)
+                if "metadata" in draft:
+                    # §8.11: the company of an incoming lead is lost.
+                    self.world.update("deal", id, {"company_id": None})
+                    self._wait(lead["pipeline_id"], draft["metadata"], {"leads": id, "contacts": person})
                 if person and firm and not {"id"} & (draft["contacts"].keys() | draft["companies"].keys()):
                     self._join(call, "contacts", person, "companies", firm, main=False)
                 answers.append(
@@ -1943,6 +1955,12 @@ class Kommo:
         if self.on["shuffle-answers"]:
             self.dice.shuffle(answers)
         return _hal(answers)
+
+    def _wait(self, pipeline: int, metadata: Row, ids: Mapping[str, int | None]) -> None:
+        """Among the incoming leads."""
+        inside = {word: [{"id": id}] if id else list[Row]() for word, id in ids.items()} | {"companies": list[Row]()}
+        waiting = _incoming(pipeline, self.account_id, self._now(), secrets.token_hex(29), "API", metadata, inside)
+        self.shelf["unsorted"].append(waiting)
 
     # --- notes (§4.5) ------------------------------------------------------------------------------------------------
 
@@ -2948,6 +2966,16 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PASSWORD: Final = r"(?=.*\d)(?=.*[a-z])(?=.*[A-Z]).{6,}"
 
 
+def _incoming(
+    pipeline: int, account: int, now: int, uid: str, source: str, metadata: Row, inside: Mapping[str, Json]
+) -> Row:
+    """§4.15."""
+    told = {key: part for key, part in metadata.items() if key != "category"}
+    head: Row = {"uid": uid, "source_uid": None, "source_name": source, "category": metadata.get("category")}
+    tail: Row = {"pipeline_id": pipeline, "created_at": now, "account_id": account}
+    return {**head, **tail, "metadata": told, "_embedded": inside}
+
+
 def _shelf(now: int, world: World) -> Mapping[str, list[Row]]:
     """A few rows of what can only be read here."""
     account, admin = world.account["id"], world.admin["id"]
@@ -2973,9 +3001,7 @@ def _shelf(now: int, world: World) -> Mapping[str, list[Row]]:
 
     def incoming(uid: str, category: str, source: str, metadata: Row) -> Row:
         inside: Row = {"contacts": list[Row](), "companies": list[Row](), "leads": list[Row]()}
-        head = {"uid": uid, "source_uid": None, "source_name": source, "category": category}
-        tail = {"pipeline_id": pipeline, "created_at": now, "account_id": account}
-        return {**head, **tail, "metadata": metadata, "_embedded": inside}
+        return _incoming(pipeline, account, now, uid, source, {"category": category, **metadata}, inside)
 
     rights: Row = {name: dict.fromkeys(_RIGHTS, "A") for name in CARDS}
     rights |= {"tasks": {"edit": "A", "delete": "A"}, "mail_access": False, "catalog_access": False}
