@@ -319,6 +319,6 @@ def _scheme(dialect: Dialect, credentials: Any) -> Scheme:
     if credentials is None:
         raise Misconfigured(f"{dialect.title} needs credentials: {kinds}")
     for scheme in dialect.auth:
-        if isinstance(credentials, scheme.credentials):
+        if type(credentials) is scheme.credentials:
             return scheme
     raise Misconfigured(f"{dialect.title} takes {kinds}, not {type(credentials).__name__}")

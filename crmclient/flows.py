@@ -186,6 +186,8 @@ def listing(
 
     def kept(row: Any) -> bool:
         for name, given in names.items():
+            if _LOOKS_AT.get(name) in getattr(row, "unread", ()):
+                raise Unsupported(f"{resource.vendor} cannot be filtered by {name}: this reading does not tell it")
             if name not in route.trusted and not matches(row, name, given):
                 if name in route.filters and name not in told:
                     told.add(name)
