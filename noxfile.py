@@ -70,7 +70,7 @@ def _group(name):
 
 def _wheel(session):
     """The wheel of this tree, built once a run."""
-    folder = HERE / ".nox" / "wheel"
+    folder = HERE / ".nox" / "built"
     if os.environ.get("CRMCLIENT_WHEEL_BUILT") != str(os.getpid()):
         shutil.rmtree(folder, ignore_errors=True)
         session.install("build")

@@ -119,7 +119,7 @@ def test_dialects_are_shown_as_they_are() -> None:
     table = invoke("dialects").stdout
     assert "Contact" in table
     assert "electrum" in table
-    assert "company rc" in invoke("dialects", "--fields").stdout.replace("\n", " ")
+    assert "company rw" in invoke("dialects", "--fields").stdout.replace("\n", " ")
 
 
 def test_a_field_is_told_in_letters() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from datetime import date
 from decimal import Decimal
 from functools import cache
+from zoneinfo import ZoneInfo
 
 import pytest
 from attrs import evolve
@@ -64,7 +65,8 @@ def account(name):
         async with exam.opened(exam.populated()) as trial:
             rows = {entity: await trial.all(entity) for entity in ENTITIES if trial.crm.can(entity, Verb.LIST)}
             parts = {part: await trial.crm.setting(part) for part in trial.dialect.settings}
-            return trial.words, Context(parts, now=trial.clock.now()), rows
+            zone = None if "account" in parts else ZoneInfo(trial.running.world.account["zone"])
+            return trial.words, Context(parts, now=trial.clock.now(), given_zone=zone), rows
 
     return asyncio.run(read())
 

@@ -20,7 +20,26 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crmclient import Company, Contact, Deal, FieldValue, Invalid, Kind, Link, Money, Note, Phone, Ref, Task
+from crmclient import (
+    AmbiguousWrite,
+    Company,
+    Contact,
+    Deal,
+    FieldValue,
+    Invalid,
+    Issue,
+    Kind,
+    Link,
+    Made,
+    Money,
+    NotApplied,
+    Note,
+    Phone,
+    Ref,
+    Task,
+    Unavailable,
+    Unknown,
+)
 from crmclient.cli import commands
 from crmclient.cli.demo import served
 from crmclient.cli.lines import BadFile, Line, cells, columns, csv_lines, csv_row, guarded, json_lines, unguarded
@@ -546,3 +565,35 @@ def test_what_makes_no_sense_is_said_before_anything_is_read(kommo: Running, tmp
         assert done.exit_code == 1
         assert "Electrum has no note rows" in done.stderr
         assert other.stats.requests == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "receipt, outcome",
+    [
+        (NotApplied(error=Unavailable("the server failed", status=503)), "not_applied"),
+        (Unknown(error=AmbiguousWrite("the answer was lost")), "unknown"),
+        (Made(id=7, issues=(Issue(field="company", rule="not done"),)), "partly_made"),
+    ],
+)
+def test_whatever_became_of_a_row_is_said(
+    kommo: Running, monkeypatch: pytest.MonkeyPatch, receipt: Any, outcome: str
+) -> None:
+    sent: list[int] = []
+
+    async def create_many(self: Any, entities: list[Any], **more: Any) -> list[Any]:
+        sent.append(len(entities))
+        return [receipt] * len(entities)
+
+    monkeypatch.setattr("crmclient.client.Collection.create_many", create_many)
+    done = invoke(kommo, "create", "contacts", "--yes", stdin="".join(f'{{"name": "n{n}"}}\n' for n in range(900)))
+    assert done.exit_code == 1
+    assert {each["outcome"] for each in outcomes(done)} == {outcome}
+    if outcome == "not_applied":
+        # Nothing of a whole batch was taken: the next one would not be either.
+        assert sent == [400]
+        assert "error: the server failed [HTTP 503]" in done.stderr
+        assert "stopped after line 400" in done.stderr
+    else:
+        assert sent == [400, 400, 100]
+        assert f"900 {outcome.replace('_', ' ')}" in done.stderr

@@ -61,7 +61,7 @@ class Words:
     """What an account has that a new row can point at. ``places`` are (pipeline, stage), those of closed deals first."""
 
     users: tuple[Ref, ...] = ()
-    places: tuple[tuple[Ref, Ref], ...] = ()
+    places: tuple[tuple[Ref | None, Ref], ...] = ()
     contacts: tuple[Ref, ...] = ()
     companies: tuple[Ref, ...] = ()
     deals: tuple[Ref, ...] = ()
@@ -80,13 +80,16 @@ async def words_of(crm: Client) -> Words:
     pipelines = await _some(crm, Pipeline)
     owned: list[Entity] = [*people, *deals, *tasks]
     users = [user.ref for user in await _some(crm, User)] or [row.owner for row in owned if row.owner]
-    places = [(pipeline.ref, stage) for pipeline in pipelines for stage in pipeline.stages]
+    known = [(pipeline.ref, stage) for pipeline in pipelines for stage in pipeline.stages]
     ended = {Outcome.WON: 0, Outcome.LOST: 1}
     # Stable: within won, lost and the others the account's own order stays.
-    places.sort(key=lambda place: ended.get(place[1].outcome, 2))
+    known.sort(key=lambda place: ended.get(place[1].outcome, 2))
+    places: list[tuple[Ref | None, Ref]] = [(pipeline, stage.ref) for pipeline, stage in known]
+    # Where nobody lists the stages, they are where deals are.
+    places = places or list(dict.fromkeys((deal.pipeline, deal.stage) for deal in deals if deal.stage))
     return Words(
         users=_different(users),
-        places=tuple((pipeline, stage.ref) for pipeline, stage in places),
+        places=tuple(places),
         contacts=tuple(row.ref for row in people),
         companies=tuple(row.ref for row in await _some(crm, Company)),
         deals=tuple(row.ref for row in deals),
@@ -202,7 +205,7 @@ def _deal(words: Words, number: int) -> Deal:
 
 def _place(words: Words, number: int) -> tuple[Ref | None, Ref | None]:
     """A closed place, in a pipeline of its own for each of the first numbers where there are several."""
-    pipelines = _different(pipeline for pipeline, _ in words.places)
+    pipelines = tuple(dict.fromkeys(pipeline for pipeline, _ in words.places))
     pipeline = _nth(pipelines, number)
     places = [stage for each, stage in words.places if each == pipeline]
     # Won for the even, lost for the odd: `places` begins with them.
@@ -436,4 +439,11 @@ def differing(one: Any, other: Any, names: Iterable[str] | None = None) -> dict[
     """Where two rows differ, field by field: empty is what a law wants."""
     asked = field_names(one.__class__) if names is None else sorted(names)
     found = {name: (getattr(one, name), getattr(other, name)) for name in asked}
-    return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
+    return {name: pair for name, pair in found.items() if pair[0] != pair[1] and not _called_alike(*pair)}
+
+
+def _called_alike(one: Any, other: Any) -> bool:
+    """A row known by its name alone, and the row of that name."""
+    if not isinstance(one, Link) or not isinstance(other, Link):
+        return False
+    return None in (one.ref.id, other.ref.id) and one.name is not None and one.name == other.name
