@@ -126,7 +126,7 @@ def tests(session):
 @phase("e2e")
 def e2e(session):
     """Processes and real servers: the only tests that may wait on the wall clock."""
-    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"), *_group("strangers"))
     session.run("pytest", "-m", "e2e", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
 
 

@@ -19,7 +19,7 @@ from crmclient.testing.conformance import examined
 from crmclient.testing.samples import ENTITIES, VARIANTS, anything, differing, entities, sample
 
 LAWFUL = settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     database=None,
@@ -27,16 +27,29 @@ LAWFUL = settings(
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
+ID = 4711
 # Strict: a line goes when its defect does.
 CARRIED_AND_REFUSED = {
     "electrum-Deal": "surviving_deal keeps a contact that is known by its name only, and encode refuses it",
 }
 
 
-def spoken(*verbs, field=None, defects=None):
-    """Every dialect and kind; with verbs, those that can, verb by verb; with a field, those it survives in."""
+def reads_what_it_writes(name):
+    """Whether answers have the shape of requests; where a form is answered by XML, only a server can tell of both."""
+    format = dialect(name).format
+    body = {"id": ID}
+    return format.decode(*format.encode(body)) == body
+
+
+def spoken(*verbs, field=None, defects=None, both_ways=True):
+    """Every dialect and kind; with verbs, those that can, verb by verb; with a field, those it survives in.
+
+    ``both_ways`` leaves out the dialects that answer in another shape than they are asked in: their laws are the exam's.
+    """
     found = []
     for name in dialect_names():
+        if both_ways and not reads_what_it_writes(name):
+            continue
         for entity in ENTITIES:
             resource = dialect(name).resources.get(entity)
             if resource is None or (field is not None and field not in resource.survivors(Verb.CREATE)):
@@ -53,7 +66,6 @@ def spoken(*verbs, field=None, defects=None):
 
 
 WRITES = (Verb.CREATE, Verb.UPDATE)
-ID = 4711
 
 
 @cache
@@ -101,7 +113,7 @@ def test_what_is_written_is_what_is_read(name, entity, verb):
     law()
 
 
-@pytest.mark.parametrize("name, entity, verb", spoken(*WRITES, defects=CARRIED_AND_REFUSED))
+@pytest.mark.parametrize("name, entity, verb", spoken(*WRITES, defects=CARRIED_AND_REFUSED, both_ways=False))
 def test_what_is_carried_can_be_written_and_is_carried_again_unchanged(name, entity, verb):
     words, context, _ = account(name)
     resource = dialect(name).resource(entity)
@@ -184,7 +196,7 @@ def within(small, large):
     return small == large
 
 
-@pytest.mark.parametrize("name, entity", spoken())
+@pytest.mark.parametrize("name, entity", spoken(both_ways=False))
 def test_what_was_read_reads_the_same_again(name, entity):
     _, context, rows = account(name)
     for row in rows[entity]:

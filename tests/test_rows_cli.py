@@ -292,7 +292,7 @@ def test_a_line_that_is_wrong_says_where_and_the_others_stand() -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("name,phone\n", "'phone' is no column; the columns of a contact are id, owner"),
+        ("name,phone\n", "'phone' is no column; the columns of a contact are id, name"),
         ("name,name\n", "a column is there twice"),
         ("name\n\xff\n", "line 2 is no UTF-8"),
     ],
@@ -483,7 +483,7 @@ def test_an_export_runs_no_formula_and_steers_no_terminal(kommo: Running) -> Non
     kommo.world.add("contact", {"name": "=cmd()", "position": "\x1b[31m"})
     done = invoke(kommo, "export", "contacts", "--format", "csv", "--delimiter", ";")
     assert "'=cmd()" in done.stdout
-    assert done.stdout.startswith("id;owner;")
+    assert done.stdout.startswith("id;name;")
     assert ";=cmd()" in invoke(kommo, "export", "contacts", "--format", "csv", "--delimiter", ";", "--raw-cells").stdout
 
 

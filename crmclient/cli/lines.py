@@ -96,11 +96,16 @@ def unguarded(cell: str) -> str:
     return cell[1:] if _GUARDED.match(cell) else cell
 
 
+@cache
 def columns(kind: type[Any]) -> tuple[str, ...]:
-    """The columns of a kind of row: its fields, and the name of a company beside its id."""
-    names = (name for name in fields_dict(kind) if name not in ("raw", "unread", "written"))
+    """The columns of a kind of row: its own fields, and the name of a company beside its id; then who and when."""
+    names = [name for name in fields_dict(kind) if name not in ("raw", "unread", "written")]
+    names.sort(key=lambda name: name in _WHO_AND_WHEN)
     told = (("company", "company_name") if name == "company" else (name,) for name in names)
     return tuple(name for pair in told for name in pair)
+
+
+_WHO_AND_WHEN: Final = frozenset({"owner", "created_at", "updated_at", "created_by", "updated_by", "deleted"})
 
 
 def csv_row(cells: Iterable[str], delimiter: str = ",") -> str:
