@@ -28,10 +28,6 @@ LAWFUL = settings(
     suppress_health_check=list(HealthCheck),
 )
 ID = 4711
-# Strict: a line goes when its defect does.
-CARRIED_AND_REFUSED = {
-    "electrum-Deal": "surviving_deal keeps a contact that is known by its name only, and encode refuses it",
-}
 
 
 def reads_what_it_writes(name):
@@ -41,7 +37,7 @@ def reads_what_it_writes(name):
     return format.decode(*format.encode(body)) == body
 
 
-def spoken(*verbs, field=None, defects=None, both_ways=True):
+def spoken(*verbs, field=None, both_ways=True):
     """Every dialect and kind; with verbs, those that can, verb by verb; with a field, those it survives in.
 
     ``both_ways`` leaves out the dialects that answer in another shape than they are asked in: their laws are the exam's.
@@ -55,13 +51,11 @@ def spoken(*verbs, field=None, defects=None, both_ways=True):
             if resource is None or (field is not None and field not in resource.survivors(Verb.CREATE)):
                 continue
             spelt = f"{name}-{entity.__name__}"
-            known = (defects or {}).get(spelt)
-            marks = [pytest.mark.xfail(reason=known, strict=True)] if known else []
             if not verbs:
-                found.append(pytest.param(name, entity, marks=marks, id=spelt))
+                found.append(pytest.param(name, entity, id=spelt))
             for verb in verbs:
                 if dialect(name).can(entity, verb):
-                    found.append(pytest.param(name, entity, verb, marks=marks, id=f"{spelt}-{verb}"))
+                    found.append(pytest.param(name, entity, verb, id=f"{spelt}-{verb}"))
     return found
 
 
@@ -113,7 +107,7 @@ def test_what_is_written_is_what_is_read(name, entity, verb):
     law()
 
 
-@pytest.mark.parametrize("name, entity, verb", spoken(*WRITES, defects=CARRIED_AND_REFUSED, both_ways=False))
+@pytest.mark.parametrize("name, entity, verb", spoken(*WRITES, both_ways=False))
 def test_what_is_carried_can_be_written_and_is_carried_again_unchanged(name, entity, verb):
     words, context, _ = account(name)
     resource = dialect(name).resource(entity)

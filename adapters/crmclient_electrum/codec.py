@@ -104,7 +104,8 @@ def encode_deal(words: Words) -> Any:
 
 def surviving_deal(deal: entities.Deal) -> entities.Deal:
     """One contact, and it is the main one; an amount in the account's own currency."""
-    main = [link for link in deal.contacts if link.main] or list(deal.contacts)
+    known = [link for link in deal.contacts if link.ref.id is not None]
+    main = [link for link in known if link.main] or known
     return evolve(
         deal,
         contacts=tuple(Link(link.ref, main=True) for link in main[:1]),
