@@ -236,11 +236,8 @@ async def test_a_profile_becomes_a_client_that_reads(tmp_path: Path) -> None:
         text = f'[profiles.shop]\ndialect = "electrum"\nbase_url = "{sandbox.base_url}"\nzone = "Asia/Almaty"\n'
         profile = load(written(tmp_path, text), environ(tmp_path))["shop"]
         assert await stored_token(profile) is None
-        with pytest.warns(UserWarning, match="plain http"):
-            crm = connected(
-                profile, AccessToken(sandbox.credentials["token"]), transport=sandbox.transport(), clock=clock
-            )
-        async with crm:
+        token = AccessToken(sandbox.credentials["token"])
+        async with connected(profile, token, transport=sandbox.transport(), clock=clock) as crm:
             assert len([contact async for contact in crm.contacts.list()]) == 3
 
 
