@@ -6,6 +6,7 @@ before anything is sent; whatever is refused later is told row by row, and loses
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from attrs import evolve, frozen
@@ -319,12 +320,19 @@ def _carriable(dialect: Dialect, resource: Resource[Any], entity: Any, fields: I
         names = ", ".join(f"{resource.name}.{name}" for name in stuck)
         raise Unsupported(f"{dialect.title} cannot {verb} {names}" + (f": {why}" if why else ""))
     kept = resource.surviving(entity)
-    narrowed = [name for name in fields if getattr(kept, name) != getattr(entity, name)]
+    narrowed = [name for name in fields if not _same(getattr(kept, name), getattr(entity, name))]
     if narrowed:
         issues = [
             Issue(field=name, rule=f"{dialect.title} keeps of it only {getattr(kept, name)!r}") for name in narrowed
         ]
         raise Invalid(f"{resource.name} says more than {dialect.title} can keep", issues)
+
+
+def _same(kept: object, given: object) -> bool:
+    """Whether nothing worth a complaint is lost: of a moment, the part of a second that no CRM keeps."""
+    if isinstance(kept, datetime) and isinstance(given, datetime):
+        return abs(kept - given) < timedelta(seconds=1)
+    return kept == given
 
 
 def _is_one(resource: Resource[Any], entity: Any) -> None:
