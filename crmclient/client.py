@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +32,7 @@ from crmclient.dialect import (
 )
 from crmclient.entities import Company, Contact, Deal, Id, Note, Ref, Task
 from crmclient.errors import Misconfigured, Unreadable
+from crmclient.hooks import Hook
 from crmclient.registry import dialect as dialect_named
 from crmclient.retry import Retry
 from crmclient.session import Limits, Session, Setup, Spent, is_loopback
@@ -205,6 +206,13 @@ class Client:
         """The user whose credentials these are. Raises Unsupported where the dialect does not tell."""
         return await self.setting("me")
 
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """All that is called inside has to be done in so many seconds, or raises DeadlineExceeded.
+
+        A write that had left by then raises AmbiguousWrite. ``with crm.within(seconds=5): await crm.contacts.get(1)``.
+        """
+        return self._session.within(seconds)
+
     async def run(self, flow: Flow[T]) -> T:
         """Run an adapter's own flow, for what the neutral client does not name."""
         return await self._session.run(flow)
@@ -236,13 +244,16 @@ def connect(
     clock: Clock | None = None,
     retry: Retry | None = None,
     limits: Limits | None = None,
+    deadline: float | None = None,
+    hooks: Hook | Iterable[Hook] = (),
 ) -> Client:
     """A client of one account. It never touches the network itself.
 
     ``account`` is the account's subdomain (or whole host) where the vendor has a public host; else give ``base_url``.
     ``credentials`` are a token (str, Secret or AccessToken) or an OAuthApp whose tokens are kept in ``tokens``.
     ``zone`` stands in where the vendor does not tell the account's time zone. ``rate`` replaces the vendor's limits.
-    ``read_only`` refuses every call that would write.
+    ``read_only`` refuses every call that would write. ``deadline`` bounds each call, with its waits and tries, in seconds;
+    ``crm.within(seconds)`` bounds several together. ``hooks`` are told of each attempt (``crmclient.hooks``).
 
     Raises UnknownDialect and Misconfigured, which say what is missing.
     """
@@ -259,6 +270,8 @@ def connect(
             InsecureTransport,
             stacklevel=2,
         )
+    if deadline is not None and not 0 < deadline < float("inf"):
+        raise Misconfigured(f"deadline is a positive number of seconds, not {deadline}")
     rates = spoken.rate if rate is None else ((rate,) if isinstance(rate, Rate) else tuple(rate))
     setup = Setup(
         dialect=spoken,
@@ -274,6 +287,8 @@ def connect(
         retry=retry or Retry(),
         limits=limits or Limits(),
         transport=transport,
+        deadline=deadline,
+        hooks=(hooks,) if callable(hooks) else tuple(hooks),
     )
     return Client(setup)
 

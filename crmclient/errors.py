@@ -14,6 +14,7 @@
     ├── TransportError             no answer came
     │   ├── Unreachable            and nothing was sent: safe to repeat
     │   └── ConnectionLost         and something was sent
+    ├── DeadlineExceeded           the time you gave it is over; a write that had left is an AmbiguousWrite instead
     ├── Unreadable                 an answer came that is not what was due (HTML, empty, cut, of another shape)
     ├── OriginRefused              an answer points to another host; the credentials did not go there
     ├── RateLimited                too fast; ``after`` seconds
@@ -160,16 +161,40 @@ class Unreachable(TransportError):
 
 
 class ConnectionLost(TransportError):
-    """Something was sent and no whole answer came back."""
+    """Something was sent and no whole answer came back.
+
+    ``reused``: it went over a connection that had been idle, which the server may have closed at that very moment.
+    """
+
+    def __init__(self, message: str, *, reused: bool = False, **vendor: Any) -> None:
+        super().__init__(message, **vendor)
+        self.reused = reused
+
+
+class DeadlineExceeded(CRMError):
+    """The time given to a call is over: what it was waiting for (``phase``), ``elapsed`` seconds, how many ``attempts``.
+
+    Nothing of a write had been applied: one that had left raises AmbiguousWrite. ``__cause__`` is the last failure.
+    """
+
+    def __init__(self, message: str, *, phase: str, elapsed: float, attempts: int, **vendor: Any) -> None:
+        super().__init__(message, **vendor)
+        self.phase, self.elapsed, self.attempts = phase, elapsed, attempts
 
 
 class Unreadable(CRMError):
-    """An answer came that is not what was due. ``preview`` is its beginning; ``raw`` the row, when it is one row's fault."""
+    """An answer came that is not what was due. ``preview`` is its beginning; ``raw`` the row, when it is one row's fault.
 
-    def __init__(self, message: str, *, preview: str | None = None, raw: Any = None, **vendor: Any) -> None:
+    ``passing``: it is of a kind that passes (a maintenance page, a cut answer), and reads were tried again.
+    """
+
+    def __init__(
+        self, message: str, *, preview: str | None = None, raw: Any = None, passing: bool = False, **vendor: Any
+    ) -> None:
         super().__init__(message, **vendor)
         self.preview = preview
         self.raw = raw
+        self.passing = passing
 
     def __str__(self) -> str:
         told = super().__str__()

@@ -9,7 +9,8 @@ import logging
 import random
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, timedelta, tzinfo
 from email.utils import parsedate_to_datetime
@@ -17,11 +18,12 @@ from http.cookiejar import DefaultCookiePolicy
 from http.cookies import CookieError, SimpleCookie
 from importlib.metadata import version
 from ipaddress import ip_address
+from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import httpx
-from attrs import define, field, frozen
+from attrs import define, field, frozen, validators
 
 from crmclient.clock import Clock, SystemClock
 from crmclient.dialect import (
@@ -48,6 +50,7 @@ from crmclient.errors import (
     ClientClosed,
     ConnectionLost,
     CRMError,
+    DeadlineExceeded,
     Misconfigured,
     OriginRefused,
     RateLimited,
@@ -56,6 +59,16 @@ from crmclient.errors import (
     Unreachable,
     Unreadable,
     Unsupported,
+)
+from crmclient.hooks import (
+    AccountPaused,
+    AttemptEnded,
+    AttemptStarted,
+    Happening,
+    Hook,
+    RetryPlanned,
+    TokenRenewed,
+    tell,
 )
 from crmclient.pacing import Pacer, Turn, shared_pacer
 from crmclient.retry import Quota, Retry
@@ -68,18 +81,24 @@ _log = logging.getLogger("crmclient.session")
 USER_AGENT = f"crmclient/{version('crmclient')}"
 
 
+def _positive(default: float, most: float = 86_400.0) -> float:
+    return field(default=default, validator=[validators.gt(0), validators.le(most)])
+
+
 @frozen(kw_only=True)
 class Limits:
-    """Bounds of one exchange, in seconds and bytes."""
+    """Bounds of one exchange, in seconds, bytes and rows. ValueError for what is no positive number."""
 
-    connect: float = 5.0
-    read: float = 30.0
-    whole: float = 90.0
-    body: int = 64 << 20
-    connections: int = 20
+    connect: float = _positive(5.0)
+    read: float = _positive(30.0)
+    whole: float = _positive(90.0)
+    body: int = field(default=64 << 20, validator=validators.ge(1))
+    # Twenty times what any vendor gives: a page that goes on beyond is no page.
+    rows: int = field(default=10_000, validator=validators.ge(1))
+    connections: int = field(default=20, validator=validators.ge(1))
     # Shorter than a server's usual keep-alive, so that a connection is rarely reused just as the server closes it.
-    idle: float = 10.0
-    prefetch: int = 8
+    idle: float = _positive(10.0)
+    prefetch: int = field(default=8, validator=validators.ge(1))
 
 
 @define
@@ -111,6 +130,32 @@ class Setup:
     pacer: Pacer | None = None
     transport: httpx.AsyncBaseTransport | None = None
     chance: Callable[[], float] = random.random
+    deadline: float | None = None
+    hooks: Sequence[Hook] = ()
+
+
+@define(eq=False)
+class _Progress:
+    """How far one logical call has come."""
+
+    number: int
+    call: Call
+    begun: float
+    until: float | None = None
+    attempt: int = 0
+    # What it is waiting for, in words.
+    phase: str = "waiting for a token"
+    # Something has left, and what became of it is not known.
+    in_flight: bool = False
+    last: CRMError | None = None
+
+
+# Until when what runs in this context has to be done, by the session's monotonic clock.
+_UNTIL: ContextVar[float | None] = ContextVar("crmclient_until", default=None)
+
+# A write is not trusted to a connection that nobody has used for so long, in seconds: if the server closes it just then,
+# nobody knows whether the write was applied.
+_WARM = 1.0
 
 
 class Session:
@@ -123,7 +168,11 @@ class Session:
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._base = setup.base_url.rstrip("/")
         self._http: httpx.AsyncClient | None = None
+        self._fresh: httpx.AsyncClient | None = None
         self._pacer: Pacer | None = None
+        self._slots = asyncio.Semaphore(setup.limits.connections)
+        self._numbers = count(1)
+        self._last_answer = float("-inf")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._parts: dict[str, Any] = {}
@@ -139,7 +188,7 @@ class Session:
             setup.store,
             self._clock,
             at_hand=scheme.at_hand(credentials),
-            obtain=lambda: self.run(scheme.obtain(credentials)),
+            obtain=lambda: self._run(scheme.obtain(credentials)),
             renew=lambda token: self._renewed(scheme.renew(credentials, token)),
         )
 
@@ -154,23 +203,27 @@ class Session:
         elif self._loop is not loop:
             raise ClientClosed("this client belongs to another event loop: connect once in each")
         if self._http is None or self._pacer is None:
-            limits = self._setup.limits
-            self._http = httpx.AsyncClient(
-                transport=self._setup.transport,
-                timeout=httpx.Timeout(limits.read, connect=limits.connect),
-                limits=httpx.Limits(
-                    max_connections=limits.connections,
-                    max_keepalive_connections=limits.connections,
-                    keepalive_expiry=limits.idle,
-                ),
-                follow_redirects=False,
-                # A proxy from the environment is never asked to reach this machine.
-                trust_env=not is_loopback(urlsplit(self._origin).hostname),
-            )
-            # A cookie signs calls only where a scheme says so: the jar keeps none of its own accord.
-            self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+            self._http = self._connections(keep=self._setup.limits.connections)
+            # httpx cannot be asked for a new connection; a pool that keeps none gives nothing else.
+            self._fresh = self._http if self._setup.transport is not None else self._connections(keep=0)
             self._pacer = self._setup.pacer or shared_pacer(self._setup.account, self._setup.rates, self._clock)
         return self._http, self._pacer
+
+    def _connections(self, *, keep: int) -> httpx.AsyncClient:
+        limits = self._setup.limits
+        http = httpx.AsyncClient(
+            transport=self._setup.transport,
+            timeout=httpx.Timeout(limits.read, connect=limits.connect),
+            limits=httpx.Limits(
+                max_connections=limits.connections, max_keepalive_connections=keep, keepalive_expiry=limits.idle
+            ),
+            follow_redirects=False,
+            # A proxy from the environment is never asked to reach this machine.
+            trust_env=not is_loopback(urlsplit(self._origin).hostname),
+        )
+        # A cookie signs calls only where a scheme says so: the jar keeps none of its own accord.
+        http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        return http
 
     async def aclose(self) -> None:
         """Close; what is being written is let end within its bounds, and so is a renewal. Closing twice is nothing."""
@@ -180,14 +233,33 @@ class Session:
             await asyncio.wait(self._exchanges, timeout=self._setup.limits.read)
             for task in self._exchanges:
                 task.cancel()
-        if self._http is not None:
-            http, self._http = self._http, None
+        for http in {self._http, self._fresh} - {None}:
+            assert http is not None  # noqa: S101
             await http.aclose()
+        self._http = self._fresh = None
 
     # ------------------------------------------------------------------------------------------------------- flows
 
+    @contextmanager
+    def within(self, seconds: float) -> Generator[None]:
+        """All that is called inside has to be done in so many seconds. An outer bound that ends sooner stays."""
+        if not 0 < seconds < float("inf"):
+            raise Misconfigured(f"a deadline is a positive number of seconds, not {seconds}")
+        until, outer = self._clock.monotonic() + seconds, _UNTIL.get()
+        before = _UNTIL.set(until if outer is None else min(until, outer))
+        try:
+            yield
+        finally:
+            _UNTIL.reset(before)
+
     async def run(self, flow: Flow[T]) -> T:
         """Drive a flow to its end: answer its calls, throw its errors in."""
+        if self._setup.deadline is None or _UNTIL.get() is not None:
+            return await self._run(flow)
+        with self.within(self._setup.deadline):
+            return await self._run(flow)
+
+    async def _run(self, flow: Flow[T]) -> T:
         answer: Any = None
         error: CRMError | None = None
         try:
@@ -304,6 +376,10 @@ class Session:
     async def _page(self, walk: Walk[T], cursor: Cursor) -> tuple[Reply, Sequence[Any], tuple[T, ...]]:
         reply = await self.send(walk.call(cursor))
         rows = walk.rows(cursor, reply)
+        if len(rows) > self._setup.limits.rows:
+            raise Unreadable(
+                f"a page of {len(rows)} rows came, and {self._setup.limits.rows} is the most a page may have"
+            )
         return reply, rows, await self.run(walk.items(cursor, rows))
 
     # --------------------------------------------------------------------------------------------------- one call
@@ -311,47 +387,110 @@ class Session:
     async def send(self, call: Call) -> Reply:
         """Send one call, as often as is harmless, and give the reply that the dialect's judge finds nothing against.
 
-        Raises what the judge says; AmbiguousWrite for a write that may have been applied.
+        Raises what the judge says; AmbiguousWrite for a write that may have been applied; DeadlineExceeded.
         """
         if self._setup.read_only and call.signed and not call.safe:
             raise ReadOnly(f"{call.method} {call.path} would write, and this client was opened with read_only=True")
-        attempt, renewed = 0, False
+        begun = self._clock.monotonic()
+        # What fetches a credential is for everybody: it is not cut off by the hurry of the one who happened to need it.
+        until = _UNTIL.get() if call.signed else None
+        if until is None and self._setup.deadline is not None and call.signed:
+            until = begun + self._setup.deadline
+        progress = _Progress(next(self._numbers), call, begun, until)
+        return await (self._attempts(progress) if until is None else self._in_time(progress, until))
+
+    async def _in_time(self, progress: _Progress, until: float) -> Reply:
+        attempts = asyncio.create_task(self._attempts(progress))
+        alarm = asyncio.create_task(self._clock.sleep(max(0.0, until - self._clock.monotonic())))
+        try:
+            await asyncio.wait((attempts, alarm), return_when=asyncio.FIRST_COMPLETED)
+            if attempts.done():
+                return attempts.result()
+        finally:
+            await _cancelled([attempts, alarm])
+        call, elapsed = progress.call, self._clock.monotonic() - progress.begun
+        late = DeadlineExceeded(
+            f"{call.method} {call.path} was not done in time: {progress.phase}, attempt {max(1, progress.attempt)}, "
+            f"after {elapsed:.1f} s",
+            phase=progress.phase,
+            elapsed=elapsed,
+            attempts=progress.attempt,
+        )
+        late.__cause__ = progress.last
+        if progress.in_flight and not call.replayable:
+            raise lost(late, f"{call.method} {call.path}") from late
+        raise late
+
+    async def _attempts(self, progress: _Progress) -> Reply:
+        call, renewed, afresh = progress.call, False, False
         while True:
-            attempt += 1
+            progress.attempt += 1
+            progress.phase = "waiting for a token"
             token = await self._keeper.current() if call.signed else None
             signed = call if token is None else self._setup.scheme.sign(call, token)
             try:
-                answer = await self._exchange(signed)
+                answer = await self._exchange(signed, progress, afresh)
             except (Unreachable, ConnectionLost, Unreadable) as raised:
                 answer = raised
             if isinstance(answer, Reply):
-                self._quota.give_back(attempt - 1)
+                self._quota.give_back(progress.attempt - 1)
                 return answer
+            progress.last = answer
+            if isinstance(answer, ConnectionLost) and answer.reused and call.replayable and not afresh:
+                # The server had closed a connection nobody was using. That is no failure of the server's: at once again,
+                # on a new one, and the retry quota pays nothing.
+                afresh, progress.attempt = True, progress.attempt - 1
+                self._planned(progress, answer, 0.0)
+                continue
             if isinstance(answer, AuthFailed) and answer.status == 401 and token is not None and not renewed:
                 if self._keeper.by_hand:
                     answer.message = f"{answer.message}; a token made by hand is not renewed: make a new one"
                     raise answer
                 # Refused before it was executed, so a write is safe to repeat too.
-                renewed, attempt = True, attempt - 1
+                renewed, progress.attempt = True, progress.attempt - 1
+                progress.phase = "waiting for a token"
                 await self._keeper.after(token)
                 continue
-            await self._wait_or_raise(call, answer, attempt)
+            if isinstance(answer, AuthFailed) and renewed and abs(self._skew) > timedelta(minutes=1):
+                seconds = self._skew.total_seconds()
+                answer.message = (
+                    f"{answer.message}; the server's clock is {abs(seconds):.0f} s "
+                    f"{'ahead of' if seconds > 0 else 'behind'} this machine's: set this one right"
+                )
+            await self._wait_or_raise(progress, answer)
 
-    async def _wait_or_raise(self, call: Call, verdict: CRMError, attempt: int) -> None:
+    async def _wait_or_raise(self, progress: _Progress, verdict: CRMError) -> None:
+        call = progress.call
         certainly_not_applied = isinstance(verdict, Unreachable | RateLimited)
         in_doubt = isinstance(verdict, ConnectionLost | Unavailable | Unreadable)
         if in_doubt and not call.replayable:
             raise lost(verdict, f"{call.method} {call.path}") from verdict
-        if not (certainly_not_applied or in_doubt) or isinstance(verdict, Unreadable):
+        if not (certainly_not_applied or in_doubt) or (
+            isinstance(verdict, Unreadable) and not (verdict.passing and call.safe)
+        ):
             raise verdict
         asked = verdict.after if isinstance(verdict, RateLimited) else None
-        wait = self._setup.retry.delay(attempt, self._setup.chance(), asked)
+        wait = self._setup.retry.delay(progress.attempt, self._setup.chance(), asked)
         if wait is None or not self._quota.spend():
             raise verdict
+        if progress.until is not None and self._clock.monotonic() + wait >= progress.until:
+            raise verdict  # there is no time for another try, so waiting for the deadline helps nobody
         self.spent.retries += 1
-        _log.info("%s %s: %s; again in %.1f s", call.method, call.path, type(verdict).__name__, wait)
+        self._planned(progress, verdict, wait)
+        progress.phase = "waiting before another try"
         # After a 429 the pacer makes everybody wait; what chance adds keeps them from coming back as one.
         await self._clock.sleep(wait if asked is None else 0)
+
+    def _planned(self, progress: _Progress, verdict: CRMError, wait: float) -> None:
+        call = progress.call
+        _log.info(
+            "#%d %s %s: %s; again in %.1f s", progress.number, call.method, call.path, type(verdict).__name__, wait
+        )
+        self._tell(RetryPlanned, **_named(progress), error=type(verdict).__name__, wait=wait)
+
+    def _tell(self, kind: type[Happening], **told: Any) -> None:
+        if self._setup.hooks:
+            tell(self._setup.hooks, kind(account=self._setup.account, at=self._clock.monotonic(), **told))
 
     def _noted(self, call: Call, reply: Reply) -> Reply | CRMError:
         """What the reply is, and what it means for everybody who uses the account: whoever asked may have gone."""
@@ -363,12 +502,15 @@ class Session:
             self.spent.rate_limited += 1
             # At least a second, as the shortest window is one.
             # … and no longer than an hour, whatever is asked: a wait for ever is no answer to anybody.
-            self._pacer.pause(min(max(1.0, verdict.after or 0.0), 3600.0))
+            pause = min(max(1.0, verdict.after or 0.0), 3600.0)
+            self._pacer.pause(pause)
+            self._tell(AccountPaused, seconds=pause)
         elif isinstance(verdict, Banned):
             self._pacer.ban(verdict)
         return verdict
 
     def _verdict(self, call: Call, reply: Reply) -> CRMError | None:
+        # Maintenance pages, proxies in between and cut answers pass; asking again is worth it where it does no harm.
         if reply.ok and isinstance(reply.body, Unparsed):
             return Unreadable(
                 f"{call.method} {call.path} was answered with {reply.body.reason}",
@@ -376,10 +518,14 @@ class Session:
                 preview=reply.body.preview if call.signed else None,
                 status=reply.status,
                 request_id=reply.request_id,
+                passing=True,
             )
         if reply.status == 200 and reply.body is None and call.method == "GET":
             return Unreadable(
-                f"{call.method} {call.path} was answered with an empty body", status=200, request_id=reply.request_id
+                f"{call.method} {call.path} was answered with an empty body",
+                status=200,
+                request_id=reply.request_id,
+                passing=True,
             )
         return self._dialect.judge(call, reply)
 
@@ -403,21 +549,39 @@ class Session:
 
     async def _renewed(self, flow: Flow[T]) -> T:
         self.spent.renewals += 1
-        return await self.run(flow)
+        begun, error = self._clock.monotonic(), None
+        try:
+            return await self._run(flow)
+        except CRMError as failed:
+            error = type(failed).__name__
+            raise
+        finally:
+            self._tell(TokenRenewed, seconds=self._clock.monotonic() - begun, error=error)
 
     # ----------------------------------------------------------------------------------------------- one exchange
 
-    async def _exchange(self, call: Call) -> Reply | CRMError:
+    async def _exchange(self, call: Call, progress: _Progress, afresh: bool) -> Reply | CRMError:
         http, pacer = self._open()
         request = self._request(http, call)
-        turn = await pacer.turn()
-        if self._closed:
-            turn.over()
-            raise ClientClosed("this client was closed while the call waited for its turn; nothing was sent")
+        progress.phase = "waiting for its turn"
+        # Here and not in the pool of connections: its waiting would be billed to the server's time.
+        await self._slots.acquire()
+        try:
+            turn = await pacer.turn()
+            if self._closed:
+                turn.over()
+                raise ClientClosed("this client was closed while the call waited for its turn; nothing was sent")
+        except BaseException:
+            self._slots.release()
+            raise
         self.spent.requests += 1
+        progress.phase = "waiting for the answer"
+        idle = self._clock.monotonic() - self._last_answer
+        if self._fresh is not None and (afresh or (not call.replayable and idle > _WARM)):
+            http = self._fresh
         # In a task of its own: httpx 0.28.1 loses a slot of its pool for good when a request is cancelled while it
         # connects, and a write that has begun had better end. Whoever waits may be cancelled; the exchange goes on.
-        task = asyncio.create_task(self._bounded(http, request, turn, call))
+        task = asyncio.create_task(self._bounded(http, request, turn, call, progress))
         self._exchanges.add(task)
         task.add_done_callback(self._ended)
         started = self._clock.monotonic()
@@ -427,11 +591,13 @@ class Session:
             if task.cancelled() and self._closed:
                 raise ConnectionLost("the client was closed before the answer came") from None
             raise
+        progress.in_flight = False
         taken = self._clock.monotonic() - started
         self._latency = taken if not self._latency else 0.7 * self._latency + 0.3 * taken
         return reply
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._slots.release()
         self._exchanges.discard(task)
         if not task.cancelled():
             task.exception()  # looked at, so that an abandoned exchange does not complain at the end
@@ -455,25 +621,38 @@ class Session:
         return request
 
     async def _bounded(
-        self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn, call: Call
+        self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn, call: Call, progress: _Progress
     ) -> Reply | CRMError:
         _OURS.set(True)
+        begun, status, answer = self._clock.monotonic(), None, None
+        self._tell(AttemptStarted, **_named(progress))
         try:
             # A timeout per read never fires on a drip of bytes; this one bounds the whole exchange.
             async with asyncio.timeout(self._setup.limits.whole):
-                return self._noted(call, await self._over_the_wire(http, request, turn, call.signed))
+                reply = await self._over_the_wire(http, request, _Leaving(turn, progress), call.signed)
+            status, answer = reply.status, self._noted(call, reply)
+            return answer
         except TimeoutError:
-            raise ConnectionLost(f"no whole answer within {self._setup.limits.whole:g} s") from None
+            answer = ConnectionLost(f"no whole answer within {self._setup.limits.whole:g} s")
+            raise answer from None
+        except BaseException as failed:
+            answer = failed
+            raise
         finally:
             turn.over()
+            self._last_answer = now = self._clock.monotonic()
+            error = type(answer).__name__ if isinstance(answer, BaseException) else None
+            _log.debug("#%d.%d %s %s: %s", progress.number, progress.attempt, call.method, call.path, error or status)
+            self._tell(AttemptEnded, **_named(progress), seconds=now - begun, status=status, error=error)
 
-    async def _over_the_wire(self, http: httpx.AsyncClient, request: httpx.Request, turn: Turn, signed: bool) -> Reply:
-        leaving = _Leaving(turn)
+    async def _over_the_wire(
+        self, http: httpx.AsyncClient, request: httpx.Request, leaving: "_Leaving", signed: bool
+    ) -> Reply:
         request.extensions["trace"] = leaving
         if self._setup.transport is not None:
-            # A transport of the caller's may not tell when a request leaves: it leaves now.
-            leaving.sent = True
-            turn.sent()
+            # A transport of the caller's may not tell when a request leaves, nor over what: it leaves now, over a new one.
+            leaving.connected = True
+            leaving.left()
         where = urlsplit(self._origin).netloc
         try:
             response = await http.send(request, stream=True)
@@ -485,9 +664,13 @@ class Session:
             raise Unreachable(f"{where} cannot be reached: {_told(wrong, request)}") from None
         except httpx.PoolTimeout:
             raise Unreachable("all connections of this client's own pool are in use") from None
+        except httpx.ReadTimeout:
+            raise ConnectionLost(f"no answer from {where} within {self._setup.limits.read:g} s") from None
         except httpx.TransportError as wrong:
-            kind = ConnectionLost if leaving.sent else Unreachable
-            raise kind(f"the connection to {where} broke off: {_told(wrong, request)}") from None
+            told = f"the connection to {where} broke off: {_told(wrong, request)}"
+            if not leaving.sent:
+                raise Unreachable(told) from None
+            raise ConnectionLost(told, reused=leaving.reused) from None
         self._note_the_time(response.headers)
         kind = response.headers.get("content-type", "")
         body = self._dialect.format.decode(content, kind) if content.strip() else None
@@ -557,14 +740,32 @@ class Session:
 class _Leaving:
     """httpx's trace hook: the moment the request's head goes out is the moment that counts for the pace."""
 
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
+    def __init__(self, turn: Turn, progress: _Progress) -> None:
+        self._turn, self._progress = turn, progress
         self.sent = False
+        self.connected = self._answered = False
+
+    @property
+    def reused(self) -> bool:
+        """The request went over a connection made for an earlier one, and nothing of an answer came."""
+        return self.sent and not self.connected and not self._answered
+
+    def left(self) -> None:
+        self.sent = self._progress.in_flight = True
+        self._turn.sent()
 
     async def __call__(self, event: str, details: Mapping[str, Any]) -> None:
         if event.endswith(".send_request_headers.started"):
-            self.sent = True
-            self._turn.sent()
+            self.left()
+        elif event.endswith(".connect_tcp.started"):
+            self.connected = True
+        elif event.endswith(".receive_response_headers.complete"):
+            self._answered = True
+
+
+def _named(progress: _Progress) -> dict[str, Any]:
+    call = progress.call
+    return {"call": progress.number, "attempt": progress.attempt, "method": call.method, "path": call.path}
 
 
 def _told(wrong: httpx.TransportError, request: httpx.Request) -> str:

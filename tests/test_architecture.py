@@ -27,6 +27,7 @@ ORDER = [
         "webhooks",
         "flows",
         "retry",
+        "hooks",
     ),
     *("clock", "pacing", "tokens", "registry", "session", "client", "profiles"),
 ]

@@ -1199,7 +1199,8 @@ async def test_data_that_holds_what_the_token_is_comes_back_as_it_is(server, tok
 
 
 async def test_bytes_that_inflate_to_nothing_are_an_empty_answer(server):
-    server.script = [answer(200, zlib.compress(b"", wbits=31), headers={"content-encoding": "gzip"})]
+    nothing = zlib.compress(b"", wbits=31)
+    server.respond = lambda request: answer(200, nothing, headers={"content-encoding": "gzip"})
     async with client(server) as crm:
         with pytest.raises(Unreadable, match="empty"):
             await crm.contacts.get(1)
