@@ -14,6 +14,7 @@ from rich.table import Table
 
 from crmclient.cli.terminal import fail, say
 from crmclient.clock import SystemClock
+from crmclient.sandbox.faults import Fault
 from crmclient.sandbox.server import Face, NoSuchFace, PortInUse, Running, Setting, face, serve
 from crmclient.sandbox.world import World, populate
 
@@ -39,6 +40,13 @@ _WORDS: Final = {
     "--switch", "switches", multiple=True, metavar="NAME=VALUE", help="Decide what the reference leaves open."
 )
 @click.option("--accept-seed-forms", is_flag=True, help="Take the forms of the vendor's short page too.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="'ACTION[=N] [METHOD PATH][#NTH]'",
+    help="Make something go wrong: 'drop-after POST *#3', 'status=502 GET *', 'throttle=2#10', 'html#1' …",
+)
 @click.option("--no-limits", is_flag=True, help="Answer as fast as asked.")
 @click.option("--list-switches", is_flag=True, help="Show the switches and end.")
 def run_sandbox(
@@ -49,6 +57,7 @@ def run_sandbox(
     db: Path | None,
     switches: tuple[str, ...],
     accept_seed_forms: bool,
+    faults: tuple[str, ...],
     no_limits: bool,
     list_switches: bool,
 ) -> None:
@@ -61,6 +70,7 @@ def run_sandbox(
     try:
         chosen = face(name)
         decided = _decided(chosen, (*switches, *(("accept-seed-forms=true",) if accept_seed_forms else ())))
+        script = [Fault.parse(each) for each in faults]
     except (NoSuchFace, ValueError) as wrong:
         raise fail(str(wrong)) from None
     if list_switches:
@@ -68,15 +78,17 @@ def run_sandbox(
         return
     with opened_world(db, rows, seed) as world:
         try:
-            asyncio.run(_served(chosen, world, port, decided, limits=not no_limits))
+            asyncio.run(_served(chosen, world, port, decided, script, limits=not no_limits))
         except PortInUse as taken:
             raise fail(str(taken.strerror)) from None
         except OSError as wrong:
             raise fail(f"port {port} cannot be listened on: {wrong.strerror}") from None
 
 
-async def _served(chosen: Face, world: World, port: int, switches: dict[str, Setting], *, limits: bool) -> None:
-    async with serve(chosen, world, port=port, switches=switches, limits=limits) as running:
+async def _served(
+    chosen: Face, world: World, port: int, switches: dict[str, Setting], faults: list[Fault], *, limits: bool
+) -> None:
+    async with serve(chosen, world, port=port, switches=switches, limits=limits, faults=faults) as running:
         click.echo(_welcome(running))
         leaving = asyncio.Event()
         # kill ends it as properly as Ctrl-C does.

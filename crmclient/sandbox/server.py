@@ -7,7 +7,7 @@ import socket
 import threading
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from enum import Enum
@@ -15,9 +15,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
+import anyio.lowlevel
 from attrs import define, field, frozen
 
 from crmclient.clock import Clock
+from crmclient.sandbox.faults import Dropped, Fault, Faults, faulty
 from crmclient.sandbox.world import World
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Account:
     stats: "Stats" = field(factory=lambda: Stats())
     issued: dict[str, Any] = field(factory=dict[str, Any])
     """Tokens, sessions, clients, codes: the face's own shape, in memory only."""
+    faults: Faults = field(factory=Faults)
+    """What is to go wrong, and what has."""
 
     @classmethod
     def open(
@@ -100,8 +104,12 @@ class Account:
         switches: Mapping[str, Setting] | None = None,
         clock: Clock | None = None,
         limits: bool = True,
+        faults: Faults | Iterable[Fault | str] = (),
     ) -> "Account":
-        return cls(world, clock or world.clock, _decided(face, switches or {}), limits)
+        script = faults if isinstance(faults, Faults) else Faults()
+        if not isinstance(faults, Faults):
+            script.add(*faults)
+        return cls(world, clock or world.clock, _decided(face, switches or {}), limits, faults=script)
 
 
 def _decided(face: Face, given: Mapping[str, Setting]) -> dict[str, Setting]:
@@ -270,15 +278,39 @@ class Running:
         return self.account.stats
 
     @property
+    def faults(self) -> Faults:
+        return self.account.faults
+
+    @property
     def script(self) -> str:
         """A program that talks to this sandbox, to paste."""
         return self.face.script(self.base_url, self.credentials)
 
-    def transport(self) -> "httpx.ASGITransport":
+    def transport(self) -> "httpx.AsyncBaseTransport":
         """A transport for httpx that reaches the face without a socket."""
         import httpx
 
-        return httpx.ASGITransport(self.app)
+        class Reaching(httpx.ASGITransport):
+            """A connection that was to end ends as one does on a wire."""
+
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                try:
+                    return await super().handle_async_request(request)
+                except Dropped as cut:
+                    if not cut.messages:
+                        raise httpx.RemoteProtocolError("Server disconnected without sending a response.") from None
+                    start, body = cut.messages
+                    return httpx.Response(start["status"], headers=start["headers"], stream=Torn(body["body"]))
+
+        class Torn(httpx.AsyncByteStream):
+            def __init__(self, half: bytes) -> None:
+                self._half = half
+
+            async def __aiter__(self) -> AsyncGenerator[bytes]:
+                yield self._half
+                raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
+
+        return Reaching(self.app)
 
 
 def in_process(
@@ -288,9 +320,11 @@ def in_process(
     switches: Mapping[str, Setting] | None = None,
     clock: Clock | None = None,
     limits: bool = True,
+    faults: Faults | Iterable[Fault | str] = (),
 ) -> Running:
     """A sandbox without a socket: everything happens in the caller's own event loop, through ``transport()``."""
-    return _started(face, Account.open(face, world, switches=switches, clock=clock, limits=limits), "http://localhost")
+    account = Account.open(face, world, switches=switches, clock=clock, limits=limits, faults=faults)
+    return _started(face, account, "http://localhost")
 
 
 @asynccontextmanager
@@ -302,9 +336,10 @@ async def serve(
     switches: Mapping[str, Setting] | None = None,
     clock: Clock | None = None,
     limits: bool = True,
+    faults: Faults | Iterable[Fault | str] = (),
 ) -> AsyncGenerator[Running]:
     """Serve over real HTTP on loopback while the block runs. The world stays open; closing it is its owner's affair."""
-    account = Account.open(face, world, switches=switches, clock=clock, limits=limits)
+    account = Account.open(face, world, switches=switches, clock=clock, limits=limits, faults=faults)
     listener = _listen(port)
     try:
         running = _started(face, account, f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -317,7 +352,8 @@ async def serve(
 
 def _started(face: Face, account: Account, origin: str) -> Running:
     credentials = face.credentials(account)
-    return Running(face, account, _counted(face.build(account), account), origin, credentials)
+    app = faulty(face.build(account), account.faults, account.clock)
+    return Running(face, account, _counted(app, account), origin, credentials)
 
 
 def _counted(app: App, account: Account) -> App:
@@ -366,14 +402,32 @@ def _aside(app: App, clock: Clock) -> Generator[App]:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         answering = asyncio.run_coroutine_threadsafe(_answer(app, scope, body, at), loop)
-        for message in await asyncio.wrap_future(answering):
-            await send(message)
+        try:
+            for message in await asyncio.wrap_future(answering):
+                await send(message)
+        except Dropped as cut:
+            for message in cut.messages:
+                await send(message)
+            await _hang_up(send)
 
     try:
         yield face_of
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+async def _hang_up(send: Send) -> None:
+    """End the connection. ASGI has no word for it: uvicorn's own transport is asked, after what it holds has gone out."""
+    cycle: Any = getattr(send, "__self__", None)
+    if not hasattr(cycle, "transport"):
+        raise RuntimeError("this server's connections cannot be ended from inside: faults need uvicorn")
+    cycle.transport.close()
+    for _ in range(1_000):
+        # Until the server knows: it would answer 500 to a request that nobody has answered.
+        if cycle.disconnected:
+            return
+        await anyio.lowlevel.checkpoint()
 
 
 async def _answer(app: App, scope: Scope, body: bytes, at: float) -> list[Message]:
