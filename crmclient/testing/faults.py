@@ -62,6 +62,13 @@ class RawServer:
     connections: int = field(init=False, default=0)
     origin: str = field(init=False, default="")
     _open: set[asyncio.StreamWriter] = field(init=False, factory=set[asyncio.StreamWriter])
+    _news: asyncio.Event = field(init=False, factory=asyncio.Event)
+
+    async def heard(self, requests: int) -> None:
+        """Wait until so many requests have come."""
+        while len(self.heads) < requests:
+            self._news.clear()
+            await self._news.wait()
 
     @property
     def requests(self) -> list[str]:
@@ -100,6 +107,7 @@ class RawServer:
         body = await reader.readexactly(length)
         self.heads.append(head)
         self.bodies.append(body)
+        self._news.set()
         say = self.script.pop(0) if self.script else self.always
         if not isinstance(say, Say):
             told = say(self, self.requests[-1], body)
