@@ -1,5 +1,6 @@
 """The command line is used as people and scripts use it: its words, its streams, its exit codes."""
 
+import asyncio
 import json
 import os
 import pty
@@ -10,21 +11,23 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from click.testing import CliRunner, Result
 
 from crmclient import AuthFailed, Misconfigured, OriginRefused, Secret
 from crmclient.cli import COMMANDS, commands
 from crmclient.cli.demo import served
 from crmclient.cli.dialects import letters
-from crmclient.cli.login import granted
+from crmclient.cli.login import Landing, consent_address, granted
 from crmclient.cli.sandbox import opened_world
 from crmclient.cli.terminal import harmless, json_line
-from crmclient.clock import SystemClock
+from crmclient.clock import FakeClock, SystemClock
 from crmclient.dialect import ALL, COMPLETE, CREATE, READ, UPDATE
+from crmclient.profiles import Profile
 from crmclient.registry import dialect
 from crmclient.sandbox.server import Running, face
 from crmclient.sandbox.world import World, populate
@@ -82,7 +85,7 @@ def test_every_command_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
+def test_fault_149_without_its_extra_it_says_what_to_install(missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from crmclient.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -97,7 +100,7 @@ def test_nonsense_is_a_usage_error() -> None:
     assert invoke("get", "kommo", "notes", "1", "--target", "deal").exit_code == 2
 
 
-def test_nothing_from_outside_steers_the_terminal() -> None:
+def test_fault_115_nothing_from_outside_steers_the_terminal() -> None:
     assert harmless("a\x1b[31mb\x07\x9bc\u202ed\x7f\n") == "a␛[31mb␇\ufffdc\ufffdd␡⏎"
     assert harmless("one\ntwo", lines=True) == "one\ntwo"
     assert harmless("Zoë 🦄 محمد 👨‍👩‍👧") == "Zoë 🦄 محمد 👨‍👩‍👧"
@@ -157,7 +160,7 @@ def test_switches_are_listed_with_their_reasons() -> None:
     assert "§6" in shown
 
 
-def test_a_port_in_use_is_one_line() -> None:
+def test_fault_146_a_port_in_use_is_one_line() -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -366,6 +369,146 @@ def test_an_address_without_a_code_says_so() -> None:
             granted(nothing, KOMMO)
 
 
+REDIRECT = "http://127.0.0.1:{port}/oauth"
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+async def visited(port: int, target: str, method: str = "GET") -> tuple[int, str]:
+    """What a browser would see; it is there before the server is."""
+    for _ in range(1000):
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            break
+        except OSError:
+            await asyncio.sleep(0)
+    writer.write(f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    return int(answer.split()[1]), answer
+
+
+@pytest.mark.asyncio
+async def test_fault_085_the_landing_takes_one_code_with_its_own_state_of_an_account_of_the_vendors(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    port = free_port()
+    landing = Landing(REDIRECT.format(port=port), KOMMO)
+    waiting = asyncio.create_task(landing.wait(3600))
+    right = f"/oauth?code=def502abc&state={landing.state}&referer=acme.kommo.com"
+    for target, method, status in (
+        (f"/oauth?code=evil&state={landing.state[:-1]}&referer=acme.kommo.com", "GET", 400),
+        (f"/oauth?code=evil&state={landing.state}&state=x", "GET", 400),
+        ("/oauth?code=evil&referer=acme.kommo.com", "GET", 400),
+        ("/oauth?code=evil&state=%D0%96", "GET", 400),
+        (f"/oauth?state={landing.state}", "GET", 400),
+        (right.replace("/oauth", "/other"), "GET", 404),
+        (right, "POST", 405),
+        ("/favicon.ico", "GET", 404),
+    ):
+        assert (await visited(port, target, method))[0] == status, target
+        assert not waiting.done()
+    idle = await asyncio.open_connection("127.0.0.1", port)  # browsers open such ones, just in case
+    status, page = await visited(port, right)
+    assert (status, "def502abc" in page, "no-store" in page) == (200, False, True)
+    grant = await waiting
+    assert (grant.code, grant.host) == (Secret("def502abc"), "acme.kommo.com")
+    # Nobody listens any more, and the answer stays what it was.
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", port)
+    assert landing._judged(f"GET {right.replace('abc', 'xyz')} HTTP/1.1") == 410  # pyright: ignore[reportPrivateUsage]
+    idle[1].close()
+    said = capsys.readouterr()
+    assert said.err.count("another state") == 1
+    assert "def502abc" not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("code=c&referer=evil.example", OriginRefused),
+        ("code=c&referer=acme.kommo.com.evil.example", OriginRefused),
+        ("error=access_denied", AuthFailed),
+    ],
+)
+@pytest.mark.asyncio
+async def test_fault_085_an_answer_of_a_foreign_host_or_a_refusal_ends_the_login(
+    query: str, error: type[Exception]
+) -> None:
+    port = free_port()
+    landing = Landing(REDIRECT.format(port=port), KOMMO)
+    waiting = asyncio.create_task(landing.wait(3600))
+    status, page = await visited(port, f"/oauth?{query}&state={landing.state}")
+    assert (status, "evil" in page) == (403, False)
+    with pytest.raises(error):
+        await waiting
+
+
+def test_fault_085_a_pasted_address_with_another_state_is_not_taken() -> None:
+    address = "https://me.example/?code=c&referer=acme.kommo.com"
+    assert granted(f"{address}&state=mine", KOMMO, "mine").host == "acme.kommo.com"
+    assert granted(address, KOMMO, "mine").code == Secret("c")
+    for state in ("yours", "Ж"):
+        with pytest.raises(AuthFailed, match="another state"):
+            granted(f"{address}&state={state}&state=mine", KOMMO, "mine")
+
+
+@pytest.mark.asyncio
+async def test_a_landing_nobody_comes_to_ends_and_a_port_in_use_says_so() -> None:
+    port = free_port()
+    with pytest.raises(TimeoutError, match=rf"127.0.0.1:{port}/oauth within 300 seconds"):
+        await Landing(REDIRECT.format(port=port), KOMMO).wait(300, FakeClock())
+    with closing(socket.socket()) as taken, pytest.raises(OSError, match="in use"):
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        await Landing(REDIRECT.format(port=port), KOMMO).wait(300, FakeClock())
+
+
+@pytest.mark.asyncio
+async def test_the_landing_outlives_visitors_that_are_no_browsers() -> None:
+    port = free_port()
+    landing = Landing(REDIRECT.format(port=port), KOMMO)
+    waiting = asyncio.create_task(landing.wait(3600))
+    for noise in (b"", b"\x16\x03\x01" * 9 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x" * (1 << 17)):
+        await visited(port, "/favicon.ico")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(noise)
+        writer.write_eof()
+        with suppress(OSError):
+            await reader.read()
+        writer.close()
+    assert (await visited(port, f"/oauth?code=c&state={landing.state}"))[0] == 200
+    assert (await waiting).code == Secret("c")
+
+
+@pytest.mark.parametrize(
+    "redirect",
+    [
+        "https://127.0.0.1:8000/",
+        "http://me.example:8000/",
+        "http://127.0.0.1/",
+        "http://0.0.0.0:80/",
+        "r",
+        "http://[::",
+    ],
+)
+def test_a_redirect_address_elsewhere_is_not_listened_on(redirect: str) -> None:
+    assert not Landing.fits(redirect)
+    assert Landing.fits("http://localhost:8000/oauth")
+
+
+def test_the_page_where_access_is_granted_is_the_vendors_own() -> None:
+    acme = Profile(name="acme", dialect="kommo", account="acme.amocrm.ru")
+    page = consent_address(acme, "the id", "s&t")
+    assert page == "https://www.amocrm.ru/oauth?mode=popup&client_id=the+id&state=s%26t"
+    assert "//www.kommo.com/oauth?" in (consent_address(Profile(name="k", dialect="kommo"), "i", "s") or "")
+    assert consent_address(Profile(name="e", dialect="electrum", base_url="http://127.0.0.1:1"), "i", "s") is None
+
+
 @pytest.fixture
 def kommo() -> Iterator[Running]:
     with World(clock=SystemClock()) as world:
@@ -400,6 +543,29 @@ def test_a_login_is_kept_and_found_again(kommo: Running, tmp_path: Path, monkeyp
     # Without the secret the token serves while it lives.
     monkeypatch.delenv("CRMCLIENT_ROGA_CLIENT_SECRET")
     assert len(invoke("list", "roga", "contacts").stdout.splitlines()) == 3
+
+
+@pytest.mark.e2e
+def test_a_browser_that_comes_back_logs_in(kommo: Running, tmp_path: Path) -> None:
+    profile(tmp_path, kommo)
+    card, port = kommo.credentials, free_port()
+    file, redirect = tmp_path / "crmclient.toml", REDIRECT.format(port=port)
+    file.write_text(file.read_text().replace(card["redirect_uri"], redirect))
+    registered = kommo.account.issued["grants"].integrations
+    registered[card["client_id"]] = evolve(registered[card["client_id"]], redirect_uri=redirect)
+    words = [sys.executable, "-m", "crmclient", "login", "roga", "--wait", "60"]
+    variables = {**os.environ, "CRMCLIENT_CLIENT_SECRET": card["client_secret"]}
+    login = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+    )
+    assert login.stderr is not None
+    said = login.stderr.readline() + login.stderr.readline()
+    (state,) = re.findall(r"https://www\.kommo\.com/oauth\?.*state=(\S+)", said)
+    status, _ = asyncio.run(visited(port, f"/oauth?code={card['code']}&state={state}&referer=roga.kommo.com"))
+    assert status == 200
+    out, err = login.communicate(timeout=30)
+    assert (login.returncode, "Рога и Копыта" in out) == (0, True), err
+    assert card["client_secret"] not in out + err + said
 
 
 @pytest.mark.e2e
@@ -459,7 +625,7 @@ def test_access_granted_in_another_account_is_not_taken_for_this_one(monkeypatch
 
 @pytest.mark.e2e
 @pytest.mark.skipif(os.name == "nt", reason="there are no such terminals there")
-def test_what_is_typed_is_not_echoed(electrum: Running) -> None:
+def test_fault_145_what_is_typed_is_not_echoed(electrum: Running) -> None:
     main, terminal = pty.openpty()
     words = [sys.executable, "-m", "crmclient", "login", "electrum", "--base-url", electrum.base_url]
     login = subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)

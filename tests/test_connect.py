@@ -103,7 +103,7 @@ def test_a_vendor_with_a_public_host_needs_an_account(account):
         "аcme",
     ],
 )
-def test_an_account_that_would_lead_elsewhere_is_refused(account):
+def test_fault_105_an_account_that_would_lead_elsewhere_is_refused(account):
     with pytest.raises(Misconfigured, match="no account of Kommo"):
         connect("kommo", account=account, credentials="t")
 
@@ -228,7 +228,7 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_importing_crmclient_imports_nothing_heavy_and_no_adapter():
+def test_fault_149_150_importing_crmclient_imports_nothing_heavy_and_no_adapter():
     loaded = modules_after("import crmclient; crmclient.Contact(name='x'); crmclient.Rate(7, 1)")
     heavy = [name for name in loaded if name.partition(".")[0] in HEAVY or name.startswith(tuple(OWN))]
     adapters = [name for name in loaded if name.startswith("crmclient_")]

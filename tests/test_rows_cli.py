@@ -479,7 +479,7 @@ def test_every_kind_of_row_is_exported(kommo: Running, entity: str) -> None:
 
 
 @pytest.mark.e2e
-def test_an_export_runs_no_formula_and_steers_no_terminal(kommo: Running) -> None:
+def test_fault_114_115_an_export_runs_no_formula_and_steers_no_terminal(kommo: Running) -> None:
     kommo.world.add("contact", {"name": "=cmd()", "position": "\x1b[31m"})
     done = invoke(kommo, "export", "contacts", "--format", "csv", "--delimiter", ";")
     assert "'=cmd()" in done.stdout
@@ -488,7 +488,7 @@ def test_an_export_runs_no_formula_and_steers_no_terminal(kommo: Running) -> Non
 
 
 @pytest.mark.e2e
-def test_a_reader_that_has_enough_ends_an_export_quietly(kommo: Running) -> None:
+def test_fault_144_a_reader_that_has_enough_ends_an_export_quietly(kommo: Running) -> None:
     populate(kommo.world, contacts=600, seed=4)
     words = f"{sys.executable} -m crmclient export kommo contacts --base-url {kommo.base_url}"
     done = subprocess.run(

@@ -112,7 +112,7 @@ async def test_a_transport_whose_answers_are_already_read_is_understood(clock):
 
 
 @pytest.mark.parametrize("path", ["//evil.test/x", "http://evil.test/x", "contacts", "@evil.test/x", ""])
-async def test_a_path_that_leads_elsewhere_is_refused_before_anything_is_sent(server, path):
+async def test_fault_106_a_path_that_leads_elsewhere_is_refused_before_anything_is_sent(server, path):
     async with client(server) as crm:
         with pytest.raises(OriginRefused):
             await crm.call(read(path))
@@ -120,7 +120,7 @@ async def test_a_path_that_leads_elsewhere_is_refused_before_anything_is_sent(se
 
 
 @pytest.mark.parametrize("token", ["a\r\nX-Evil: 1", "a\0", "töken", "tok\n"])
-async def test_a_token_no_header_may_hold_is_refused_without_being_shown(server, token):
+async def test_fault_107_a_token_no_header_may_hold_is_refused_without_being_shown(server, token):
     async with client(server, credentials=token) as crm:
         with pytest.raises(Misconfigured) as refused:
             await crm.contacts.get(1)
@@ -197,7 +197,7 @@ async def test_a_server_that_is_not_there_is_unreachable_and_the_error_names_it(
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
-async def test_what_the_server_refuses_is_not_sent_again(server, status):
+async def test_fault_055_what_the_server_refuses_is_not_sent_again(server, status):
     server.respond = lambda request: answer(status, {"error": "no"})
     async with client(server) as crm:
         with pytest.raises(CRMError) as told:
@@ -206,7 +206,7 @@ async def test_what_the_server_refuses_is_not_sent_again(server, status):
     assert len(server.requests) == 1
 
 
-async def test_in_an_outage_retries_stop_when_their_quota_is_spent(server):
+async def test_fault_053_in_an_outage_retries_stop_when_their_quota_is_spent(server):
     server.respond = lambda request: answer(503)
     async with client(server) as crm:
         for _ in range(200):
@@ -398,7 +398,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-async def test_an_answer_that_is_not_what_was_due_is_unreadable(server, what):
+async def test_fault_021_022_029_030_032_033_an_answer_that_is_not_what_was_due_is_unreadable(server, what):
     body, headers = GARBAGE[what]
     server.respond = lambda request: answer(200, body, headers=headers)
     async with client(server) as crm:
@@ -427,7 +427,7 @@ async def test_gzip_is_read(server):
 
 
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "gzip, identity", "zstd"])
-async def test_only_the_coding_that_was_offered_is_taken(server, coding):
+async def test_fault_026_027_only_the_coding_that_was_offered_is_taken(server, coding):
     server.respond = lambda request: answer(200, b'{"id":1,"name":"n1"}', headers={"content-encoding": coding})
     async with client(server) as crm:
         with pytest.raises(Unreadable, match="only gzip was offered"):
@@ -455,7 +455,7 @@ class Endless(httpx.AsyncByteStream):
         self.closed = True
 
 
-async def test_an_answer_larger_than_the_limit_is_cut_off_while_it_comes(server):
+async def test_fault_028_an_answer_larger_than_the_limit_is_cut_off_while_it_comes(server):
     endless = Endless(b"x" * 1000)
     server.script = [httpx.Response(200, stream=endless)]
     async with client(server, limits=Limits(body=10_000)) as crm:
@@ -465,7 +465,7 @@ async def test_an_answer_larger_than_the_limit_is_cut_off_while_it_comes(server)
     assert endless.closed
 
 
-async def test_a_gzip_bomb_is_stopped_while_it_is_inflated(server):
+async def test_fault_025_a_gzip_bomb_is_stopped_while_it_is_inflated(server):
     bomb = gzip.compress(bytes(64 << 20), 1)
     server.script = [answer(200, bomb, headers={"content-encoding": "gzip"})]
     async with client(server, limits=Limits(body=4 << 20)) as crm:
@@ -491,7 +491,7 @@ async def test_what_follows_the_end_of_a_gzip_is_not_dropped_in_silence(server):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed(server, status):
+async def test_fault_104_a_redirect_is_not_followed(server, status):
     server.respond = lambda request: answer(status, headers={"location": "http://evil.test/login"})
     async with client(server) as crm:
         with pytest.raises(Unreadable, match="redirect") as told:
@@ -549,7 +549,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("link", ELSEWHERE)
-async def test_a_next_link_to_another_host_is_refused_before_any_further_request(server, link):
+async def test_fault_102_103_a_next_link_to_another_host_is_refused_before_any_further_request(server, link):
     server.respond = lambda request: page([1, 2], link)
     async with client(server, rate=SEVEN) as crm:
         with pytest.raises((OriginRefused, Unreadable)):
@@ -569,7 +569,7 @@ async def test_a_next_link_of_our_own_host_is_an_end_sign_and_is_not_followed(se
     assert [request.url.path for request in server.requests] == ["/api/contacts"] * 2
 
 
-async def test_a_page_that_comes_again_raises(server):
+async def test_fault_046_a_page_that_comes_again_raises(server):
     server.respond = lambda request: page([1, 2], f"{BASE}/contacts?page=2")
     async with client(server) as crm:
         with pytest.raises(Unreadable, match="does not go on"):
@@ -759,7 +759,7 @@ async def test_an_error_inside_a_page_read_ahead_surfaces_in_its_place(server, c
     assert seen == [1, 2, 3, 4, 5]
 
 
-async def test_a_row_that_cannot_be_read_does_not_kill_its_page(server):
+async def test_fault_037_a_row_that_cannot_be_read_does_not_kill_its_page(server):
     server.script = [answer(body={"rows": [{"id": 1, "name": "a"}, {"id": 2}, {"id": 3, "name": "c"}]})]
     bad: list[Unreadable] = []
     async with client(server) as crm:
