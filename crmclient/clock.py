@@ -100,4 +100,8 @@ class FakeClock:
 
     def _wake(self) -> None:
         while self._sleepers and self._sleepers[0][0] <= self._elapsed:
+            # Whoever wakes now is at work: the others begin anew to wait for everybody to wait.
+            self._count += 1
             heapq.heappop(self._sleepers)[2].set()
+            # Who is woken has something to do now: the others count their idle turns anew.
+            self._count += 1
