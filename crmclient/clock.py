@@ -10,6 +10,7 @@ from typing import Protocol
 
 import anyio
 import anyio.lowlevel
+from attrs import define, field
 
 
 class Clock(Protocol):
@@ -57,7 +58,7 @@ class FakeClock:
         self._elapsed = 0.0
         self._skew = timedelta()
         self._idle = idle
-        self._sleepers: list[tuple[float, int, anyio.Event]] = []
+        self._sleepers: list[_Sleeper] = []
         self._count = 0
 
     def monotonic(self) -> float:
@@ -80,28 +81,46 @@ class FakeClock:
             await anyio.lowlevel.checkpoint()
             return
         self._count += 1
-        woken = anyio.Event()
-        entry = (self._elapsed + seconds, self._count, woken)
-        heapq.heappush(self._sleepers, entry)
+        sleeper = _Sleeper(self._elapsed + seconds, self._count)
+        heapq.heappush(self._sleepers, sleeper)
         try:
-            while not woken.is_set():
+            while not sleeper.woken:
+                if self._sleepers[0] is not sleeper:
+                    # Only the next to wake watches whether anybody works.
+                    sleeper.stirred = anyio.Event()
+                    await sleeper.stirred.wait()
+                    continue
                 seen = self._count
                 for _ in range(self._idle):
                     await anyio.lowlevel.checkpoint()
-                    if woken.is_set():
-                        return
-                if self._count == seen and self._sleepers[0] is entry:
-                    self._elapsed = max(self._elapsed, entry[0])
+                    if sleeper.woken or self._count != seen:
+                        break
+                else:
+                    self._elapsed = max(self._elapsed, sleeper.at)
                     self._wake()
         finally:
-            if entry in self._sleepers:
-                self._sleepers.remove(entry)
+            if not sleeper.woken:
+                self._sleepers.remove(sleeper)
                 heapq.heapify(self._sleepers)
+                self._stir()
 
     def _wake(self) -> None:
-        while self._sleepers and self._sleepers[0][0] <= self._elapsed:
-            # Whoever wakes now is at work: the others begin anew to wait for everybody to wait.
-            self._count += 1
-            heapq.heappop(self._sleepers)[2].set()
+        while self._sleepers and self._sleepers[0].at <= self._elapsed:
+            sleeper = heapq.heappop(self._sleepers)
+            sleeper.woken = True
+            sleeper.stirred.set()
             # Who is woken has something to do now: the others count their idle turns anew.
             self._count += 1
+        self._stir()
+
+    def _stir(self) -> None:
+        if self._sleepers:
+            self._sleepers[0].stirred.set()
+
+
+@define(order=True)
+class _Sleeper:
+    at: float
+    number: int
+    woken: bool = field(default=False, order=False)
+    stirred: anyio.Event = field(factory=anyio.Event, order=False)
