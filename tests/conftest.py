@@ -1,9 +1,19 @@
 """What all tests share: where the package under test comes from."""
 
+import importlib.util
 import os
+import re
+import sys
+import tomllib
 from pathlib import Path
 
+import pytest
+
 import crmclient
+
+if importlib.util.find_spec("sniffio") is None:
+    # httpx looks for it at each request in process; told once that it is not there, it need not search the disk again.
+    sys.modules["sniffio"] = None  # pyright: ignore[reportArgumentType]
 
 
 def pytest_report_header() -> str:
@@ -14,3 +24,25 @@ def pytest_sessionstart() -> None:
     # nox says that the wheel was installed: then it is the wheel that must be tested, not the tree beside it.
     if os.environ.get("CRMCLIENT_INSTALLED") and "site-packages" not in Path(crmclient.__file__).parts:
         raise RuntimeError(f"the tests would run on {crmclient.__file__}, not on the installed wheel")
+
+
+# ------------------------------------------------------------------------------------- the fault catalogue as a table
+
+_ENDED: dict[str, list[str]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        for number in re.findall(r"(?<=_)\d{3}(?=_)", report.nodeid.rpartition("::")[2].partition("[")[0]):
+            _ENDED.setdefault(number, []).append(report.outcome)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("CRMCLIENT_FAULTS") != "table":
+        return
+    catalogue = tomllib.loads((Path(__file__).parent / "faults" / "catalogue.toml").read_text("utf-8"))
+    for number, row in catalogue.items():
+        ended = _ENDED.get(number, [])
+        said = "FAILED" if "failed" in ended else "passed" if "passed" in ended else "skipped" if ended else "NOT RUN"
+        told = f"waived: {row['waived']}" if "waived" in row else f"{said} ({len(ended)})"
+        terminalreporter.write_line(f"{number} {row['priority']} {row['fault'][:76]:76} {told}")
