@@ -26,6 +26,13 @@ EXTRAS = "cli,sandbox"
 _BUDGETS = {"lint": 30, "types": 60, "tests": 240, "e2e": 120, "wheel": 60}  # seconds
 _TOOK: dict[str, float] = {}
 
+# Of the wheel, and with what was compiled kept: where an environment forbids that, each process compiles everything anew.
+_TESTED = {"CRMCLIENT_INSTALLED": "1", "PYTHONDONTWRITEBYTECODE": ""}
+# In long runs of neighbours, which share the accounts they read; whoever is done early takes of the others' rest.
+_SIDE_BY_SIDE = ("-m", "not e2e", "-n", "auto", "--dist", "worksteal")
+
+_MANY = {"CRMCLIENT_EXAMPLES": "1000", "CRMCLIENT_FUZZ": "100000"}
+
 
 def _python(version):
     """A Python of this version that really starts: pyenv leaves commands on the PATH that only complain."""
@@ -103,7 +110,13 @@ def _tests_on(version, python):
     @phase("tests")
     def tests(session):
         session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
-        session.run("pytest", "-m", "not e2e", "-n", "auto", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
+        # To explain a failed assert, pytest rewrites all of them: a third of what collecting takes, once is enough.
+        # What fails in a later Python alone is explained with `nox -s tests-3.13 -- --assert=rewrite`.
+        first = version == next(iter(PRESENT))
+        plain = () if first else ("--assert=plain",)
+        # Spoiled answers, a dialect: what one Python reads without breaking, the others read too.
+        spoiled = {"CRMCLIENT_FUZZ": "2000" if first else "200"}
+        session.run("pytest", *_SIDE_BY_SIDE, *plain, *session.posargs, env=_TESTED | spoiled)
 
     tests.__doc__ = f"The tests on the wheel, with Python {version}."
     return tests
@@ -127,7 +140,7 @@ def tests(session):
 def e2e(session):
     """Processes and real servers: the only tests that may wait on the wall clock."""
     session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"), *_group("strangers"))
-    session.run("pytest", "-m", "e2e", *session.posargs, env={"CRMCLIENT_INSTALLED": "1"})
+    session.run("pytest", "-m", "e2e", *session.posargs, env=_TESTED)
 
 
 @nox.session
@@ -148,6 +161,22 @@ def demo(session):
     """The main job on the embedded sandboxes."""
     session.install(f".[{EXTRAS}]")
     session.run("crmclient", "demo", *session.posargs)
+
+
+@nox.session(default=False)
+def fuzz(session):
+    """Rows nobody has tried yet (a thousand of each law) and answers spoiled by 100,000 seeds a dialect."""
+    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+    many = {name: os.environ.get(name, most) for name, most in _MANY.items()}
+    tests = ("tests/test_roundtrip.py", "tests/test_fuzz.py")
+    session.run("pytest", *tests, *_SIDE_BY_SIDE, *session.posargs, env=_TESTED | many)
+
+
+@nox.session(default=False)
+def faults(session):
+    """The fault catalogue, row by row: which tests prove it, and how they ended."""
+    session.install("-e", f".[{EXTRAS}]", *_group("test"))
+    session.run("pytest", "-k", "fault_", *session.posargs, env={"CRMCLIENT_FAULTS": "table"})
 
 
 nox.options.sessions = ["lint", "types", "tests", "e2e", "wheel"]

@@ -357,6 +357,66 @@ def test_a_sliding_limit_counts_refused_calls_and_bans_who_goes_on(clock):
     assert limit.arrive() is Verdict.WELCOME
 
 
+SMALL = {"contacts": 7, "companies": 3, "deals": 5, "tasks": 4, "notes": 6}
+
+
+def contents(world):
+    return {kind: world.select(kind) for kind in KINDS}
+
+
+def test_a_copy_has_the_same_rows_and_goes_its_own_way(clock, world):
+    populate(world, **SMALL)
+    with world.copy() as copy:
+        assert contents(copy) == contents(world)
+        assert copy.clock is world.clock
+        before, person = contents(world), copy.select("contact", limit=1)[0]["id"]
+        copy.update("contact", person, {"name": "only here", "tags": ["only here"]})
+        assert contents(world) == before
+        # Both go on where the one stood: with the same next id, and each with tags of its own.
+        assert world.tag_id("contact", "only here") == before_last(copy)
+    with world.copy(clock=FakeClock()) as other:
+        assert other.clock is not world.clock
+
+
+def before_last(world):
+    """The last id that was given out."""
+    return max(row["id"] for rows in contents(world).values() for row in rows)
+
+
+def test_what_is_populated_twice_is_the_same_and_not_shared(clock):
+    with World(clock=clock) as first, World(clock=FakeClock()) as second:
+        populate(first, **SMALL)
+        populate(second, **SMALL)
+        assert contents(first) == contents(second)
+        first.delete("contact", first.select("contact", limit=1)[0]["id"])
+        assert second.count("contact") == first.count("contact") + 1 == SMALL["contacts"]
+        with World(clock=clock) as third:
+            populate(third, **SMALL)
+            assert contents(third) == contents(second)
+
+
+def test_populating_a_world_that_has_rows_keeps_them(clock, tmp_path):
+    file = str(tmp_path / "world.sqlite")
+    with World(file, clock=clock) as world:
+        hers = world.add("contact", {"name": "hers"})
+        populate(world, **SMALL)
+        populate(world, **SMALL)
+        assert world.count("contact") == 1 + 2 * SMALL["contacts"]
+    with World(file, clock=clock) as world:
+        populate(world, **SMALL)
+        assert world.count("contact") == 1 + 3 * SMALL["contacts"]
+        assert world.row("contact", hers)["name"] == "hers"
+
+
+def test_what_is_populated_from_memory_is_what_is_made_row_by_row(clock, world):
+    # A transaction is open, so nothing can be copied into the world: each row is added.
+    with world.transaction(), World(clock=clock) as copied:
+        populate(world, **SMALL)
+        populate(copied, **SMALL)
+        assert contents(world) == contents(copied)
+        assert world.next_id() == copied.next_id()
+
+
 def test_a_fixed_minute_begins_anew_with_the_next(clock):
     limit = FixedMinute(2, clock)
     clock.advance(59)

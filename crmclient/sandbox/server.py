@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from enum import Enum
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -524,6 +525,7 @@ def faces() -> dict[str, Face]:
     return {point.name: _load(point) for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
 
 
+@cache
 def face(name: str) -> Face:
     """The sandbox of this name; no other is imported."""
     points = entry_points(group=GROUP)

@@ -296,15 +296,6 @@ def _content(field: Field, number: int) -> tuple[FieldContent, ...]:
 # --------------------------------------------------------------------------------------------------------- strategies
 
 
-def entities(dialect: Dialect, entity: type[E], words: Words, verb: Verb = Verb.CREATE) -> "SearchStrategy[E]":
-    """Any row the dialect says it can carry through the verb: whatever a person may write, cut to what survives."""
-
-    def cut(row: E) -> E:
-        return flows.carried(dialect, row, verb)[0]
-
-    return anything(entity, words).map(cut)
-
-
 def anything(entity: type[E], words: Words, *, wild: bool = False) -> "SearchStrategy[E]":
     """Any row the model can hold. A ``wild`` one has custom fields that no account has, and links by a name alone."""
     from hypothesis import strategies as st
