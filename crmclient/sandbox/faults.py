@@ -74,7 +74,7 @@ class Fault:
     def parse(cls, text: str) -> "Fault":
         """``drop-after``, ``drop-after#3``, ``status=502 POST /api/v4/leads#2``. ValueError says what is wrong."""
         words, _, nth = text.partition("#")
-        head, *rest = words.split(maxsplit=1)
+        head, *rest = words.split(maxsplit=1) or [""]
         name, _, given = head.partition("=")
         try:
             action = Action(name)
