@@ -15,8 +15,10 @@ from crmclient import OAuthApp
 from crmclient.cli import commands
 from crmclient.clock import FakeClock
 from crmclient.profiles import load
+from crmclient.sandbox.faults import Faults
 from crmclient.sandbox.server import Running, face, in_process
 from crmclient.sandbox.world import World, populate
+from crmclient.testing.plugin import Sandboxes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -72,10 +74,19 @@ def test_a_snippet_runs_as_it_stands(
 
 
 def test_the_exam_for_third_parties_is_taken_as_it_is_shown() -> None:
-    (shown,) = [block for block in blocks("python") if "asyncio.run" not in block]
+    (shown,) = [block for block in blocks("python") if "Conformance" in block]
     taken: dict[str, Any] = {}
     exec(shown.replace('"mine"', '"electrum"'), taken)
     assert [name for name in dir(taken["TestMine"]) if name.startswith("test_")]
+
+
+@pytest.mark.asyncio
+async def test_the_test_shown_passes(crm_sandbox: Sandboxes, crm_faults: Faults) -> None:
+    (shown,) = [block for block in blocks("python") if "crm_sandbox" in block]
+    given: dict[str, Any] = {}
+    exec(shown, given)
+    await given["test_a_lost_answer"](crm_sandbox, crm_faults)
+    assert len(crm_faults.done) == 1
 
 
 @pytest.mark.parametrize("command", commands_shown(), ids=" ".join)
