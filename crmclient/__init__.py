@@ -49,6 +49,7 @@ from crmclient.entities import (
     origin,
 )
 from crmclient.errors import (
+    AccountMoved,
     AmbiguousWrite,
     AuthFailed,
     Banned,
@@ -67,6 +68,8 @@ from crmclient.errors import (
     ReadOnly,
     ReauthorizationRequired,
     Rejected,
+    TokenStoreCorrupt,
+    TokenStoreFailed,
     TransportError,
     Unavailable,
     UnknownDialect,
@@ -75,11 +78,12 @@ from crmclient.errors import (
     Unsupported,
     UsageError,
 )
-from crmclient.vocabulary import Account, Field, Option, Pipeline, Stage, User
+from crmclient.vocabulary import Account, Field, KnownTag, Option, Pipeline, Stage, Subscription, TaskType, User
 
 if TYPE_CHECKING:
     from crmclient.auth import AccessToken, Login, LoginEachCall, OAuthApp
-    from crmclient.client import Client, Collection, InsecureTransport, connect
+    from crmclient.client import Client, Collection, InsecureTransport, Together, connect
+    from crmclient.pacing import FilePacer, bulk
     from crmclient.registry import dialect_names
     from crmclient.retry import Retry
     from crmclient.session import Limits
@@ -90,6 +94,7 @@ _LATER = {
     "AccessToken": "auth",
     "Client": "client",
     "Collection": "client",
+    "FilePacer": "pacing",
     "FileTokens": "tokens",
     "InsecureTransport": "client",
     "Limits": "session",
@@ -98,6 +103,8 @@ _LATER = {
     "MemoryTokens": "tokens",
     "OAuthApp": "auth",
     "Retry": "retry",
+    "Together": "client",
+    "bulk": "pacing",
     "connect": "client",
     "dialect_names": "registry",
 }
@@ -113,6 +120,7 @@ __all__ = [
     "START",
     "AccessToken",
     "Account",
+    "AccountMoved",
     "AmbiguousWrite",
     "AuthFailed",
     "Banned",
@@ -130,6 +138,7 @@ __all__ = [
     "Field",
     "FieldType",
     "FieldValue",
+    "FilePacer",
     "FileTokens",
     "Filter",
     "IncompleteRead",
@@ -137,6 +146,7 @@ __all__ = [
     "Invalid",
     "Issue",
     "Kind",
+    "KnownTag",
     "Label",
     "Limits",
     "Link",
@@ -169,8 +179,13 @@ __all__ = [
     "Retry",
     "Secret",
     "Stage",
+    "Subscription",
     "Tag",
     "Task",
+    "TaskType",
+    "Together",
+    "TokenStoreCorrupt",
+    "TokenStoreFailed",
     "TransportError",
     "Unavailable",
     "Unknown",
@@ -181,6 +196,7 @@ __all__ = [
     "UsageError",
     "User",
     "Verb",
+    "bulk",
     "connect",
     "dialect_names",
     "evolve",

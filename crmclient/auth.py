@@ -8,7 +8,15 @@ from urllib.parse import parse_qsl, urlencode
 from attrs import evolve, field, frozen
 
 from crmclient.dialect import Call, Context, Flow, Need, Pairs, Reply, Secret, Token, mapping
-from crmclient.errors import AuthFailed, CRMError, Misconfigured, ReauthorizationRequired, Rejected, Unreadable
+from crmclient.errors import (
+    AuthFailed,
+    CRMError,
+    Misconfigured,
+    NotFound,
+    ReauthorizationRequired,
+    Rejected,
+    Unreadable,
+)
 
 
 def _secret(given: "str | Secret") -> Secret:
@@ -84,14 +92,15 @@ class OAuth2:
     """Authorization code and a rotating refresh token, with a JSON body and Bearer calls.
 
     ``refused`` says what the judge's verdict on a refusal means here; ReauthorizationRequired ends a session.
-    ``lifetime`` stands in where an answer tells no ``expires_in``. ``grace``: the old refresh token works until the new
-    one is first used, so a renewal whose answer was lost is asked for again with it.
+    ``lifetime`` stands in where an answer tells no ``expires_in``. ``consent`` is the page where a person
+    grants access, with ``{domain}`` for the account's one of the vendor's domains. A renewal is not sent again by the
+    session: the keeper asks once more, because it knows what to make of a refusal then.
     """
 
     path: str
     refused: Callable[[CRMError], CRMError]
     lifetime: timedelta = timedelta(days=1)
-    grace: bool = False
+    consent: str | None = None
     credentials: type[Any] = OAuthApp
 
     def sign(self, call: Call, token: Token) -> Call:
@@ -115,13 +124,10 @@ class OAuth2:
         )
 
     def _ask(self, credentials: OAuthApp, refresh: Secret | None, **grant: str | Secret) -> Flow[Token]:
-        replayable = self.grace and refresh is not None
         try:
             # No local holds a secret in the open: error trackers collect the locals of every frame.
-            reply: Reply = yield Call(
-                "POST", self.path, body=_revealed(credentials, grant), signed=False, replayable=replayable
-            )
-        except (AuthFailed, Rejected) as refusal:
+            reply: Reply = yield Call("POST", self.path, body=_revealed(credentials, grant), signed=False)
+        except (AuthFailed, Rejected, NotFound) as refusal:
             raise self.refused(refusal) from refusal
         context: Context = yield Need()
         assert context.now is not None  # noqa: S101  the driver always tells the time

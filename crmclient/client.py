@@ -29,15 +29,17 @@ from crmclient.dialect import (
     Secret,
     Start,
     Verb,
+    Walk,
 )
 from crmclient.entities import Company, Contact, Deal, Id, Note, Ref, Task
 from crmclient.errors import Misconfigured, Unreadable
 from crmclient.hooks import Hook
+from crmclient.pacing import SHARED_PACERS, Pacers
 from crmclient.registry import dialect as dialect_named
 from crmclient.retry import Retry
 from crmclient.session import Limits, Session, Setup, Spent, is_loopback
 from crmclient.tokens import MemoryTokens, TokenStore, stored_as
-from crmclient.vocabulary import Account, Field, Pipeline, User
+from crmclient.vocabulary import Account, Field, KnownTag, Pipeline, Subscription, User
 
 if TYPE_CHECKING:
     import httpx
@@ -46,7 +48,7 @@ E = TypeVar("E")
 T = TypeVar("T")
 Receipts: TypeAlias = list[Receipt[E]]
 
-__all__ = ["Client", "Collection", "InsecureTransport", "Made", "connect"]
+__all__ = ["Client", "Collection", "InsecureTransport", "Made", "Together", "connect"]
 
 
 class InsecureTransport(UserWarning):
@@ -101,12 +103,19 @@ class Collection(Generic[E]):
             async for page in pages:
                 for row in page:
                     yield row
+                del page  # it is not held while the next one comes
 
     def pages(
         self, start: Cursor | Start | None = START, *, asked: Filter | None = None, prefetch: int | None = None
     ) -> AsyncGenerator[Page[E], None]:
         """The pages, each with the cursor of the next: keep it to go on another day. ``pages(None)`` has ended already."""
         return self._session.pages(flows.listing(self._dialect, self._entity, asked), start, prefetch)
+
+    async def cost(self, asked: Filter | None = None) -> int | None:
+        """How many requests ``list()`` of these will spend, signing in apart; None where the server tells no number of
+        pages. Asking costs one request, and where rows live under others the reading of those lists.
+        """
+        return await self._session.run(flows.cost(flows.listing(self._dialect, self._entity, asked)))
 
     def search(self, text: str, **filters: Any) -> AsyncIterator[E]:
         """Rows that hold the text, as the server understands it where it can search."""
@@ -151,6 +160,29 @@ class Collection(Generic[E]):
         await self._session.run(flows.complete(self._dialect, self._entity, id, result))
 
 
+class Together:
+    """Rows of several kinds in one walk, in which nothing is asked for twice. Made by ``Client.together``."""
+
+    def __init__(self, session: Session, walk: Walk[Any], prefetch: int | None) -> None:
+        self._session, self._walk, self._prefetch = session, walk, prefetch
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async with aclosing(self.pages()) as pages:
+            async for page in pages:
+                for row in page:
+                    yield row
+
+    def pages(self, start: Cursor | Start | None = START) -> AsyncGenerator[Page[Any], None]:
+        """The pages, each with the cursor of the next: keep it to go on another day."""
+        return self._session.pages(self._walk, start, self._prefetch)
+
+    async def cost(self) -> int | None:
+        """How many requests the walk will spend, signing in apart; None where the server tells no number of pages.
+        Asking costs a request a kind, and where rows live under others the reading of those lists.
+        """
+        return await self._session.run(flows.cost(self._walk))
+
+
 class Client:
     """One account of one vendor. Made by ``connect``; use it as an async context manager, or ``aclose()`` it.
 
@@ -169,6 +201,8 @@ class Client:
         self.users = self._collection(User)
         self.pipelines = self._collection(Pipeline)
         self.fields = self._collection(Field)
+        self.tags = self._collection(KnownTag)
+        self.webhooks = self._collection(Subscription)
 
     def _collection(self, entity: type[E]) -> Collection[E]:
         return Collection(self._session, self.dialect, entity)
@@ -176,6 +210,23 @@ class Client:
     def of(self, entity: type[E]) -> Collection[E]:
         """The collection of an entity class."""
         return self._collection(entity)
+
+    def together(
+        self,
+        *entities: type[Any],
+        target: Ref | None = None,
+        on_bad: Callable[[type[Any], Unreadable], None] | None = None,
+        prefetch: int | None = None,
+    ) -> Together:
+        """Rows of several kinds in one walk: ``async for row in crm.together(Contact, Deal, Task, Note)``.
+
+        Where a vendor shows tasks and notes only on the card of what they hang on, each card is opened once for all the
+        kinds asked for, and the contact or deal comes before them as its card tells it. With ``target`` just that row
+        and what hangs on it. ``on_bad`` gets the kind and the error of what cannot be read, and the walk goes on.
+
+        Raises Unsupported for a kind the dialect cannot list.
+        """
+        return Together(self._session, flows.together(self.dialect, entities, target, on_bad), prefetch)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -237,6 +288,7 @@ def connect(
     base_url: str | None = None,
     credentials: Any = None,
     tokens: TokenStore | None = None,
+    pacer: Pacers | None = None,
     zone: tzinfo | None = None,
     rate: Rate | Iterable[Rate] | None = None,
     read_only: bool = False,
@@ -252,6 +304,7 @@ def connect(
     ``account`` is the account's subdomain (or whole host) where the vendor has a public host; else give ``base_url``.
     ``credentials`` are a token (str, Secret or AccessToken) or an OAuthApp whose tokens are kept in ``tokens``.
     ``zone`` stands in where the vendor does not tell the account's time zone. ``rate`` replaces the vendor's limits.
+    ``pacer`` is a FilePacer where other processes of this host use the account too: they share its limits.
     ``read_only`` refuses every call that would write. ``deadline`` bounds each call, with its waits and tries, in seconds;
     ``crm.within(seconds)`` bounds several together. ``hooks`` are told of each attempt (``crmclient.hooks``).
 
@@ -281,6 +334,7 @@ def connect(
         store=tokens or MemoryTokens(),
         account=stored_as(spoken.name, parts.netloc),
         rates=rates,
+        pacer=pacer or SHARED_PACERS,
         clock=clock or SYSTEM_CLOCK,
         zone=zone,
         read_only=read_only,

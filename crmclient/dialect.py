@@ -7,15 +7,17 @@ generators of ``Call``; ``session`` is what sends them.
 import re
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
+from email.utils import parsedate_to_datetime
 from enum import Enum, Flag, StrEnum, auto
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from attrs import evolve, field, frozen, validators
+from attrs import Factory, evolve, field, frozen, validators
 
 from crmclient.entities import Entity, Id, Kind, Ref, field_names
 from crmclient.errors import (
+    AccountMoved,
     AmbiguousWrite,
     AuthFailed,
     CRMError,
@@ -140,9 +142,18 @@ def whole_number(given: object) -> int:
 class MissingPart(Exception):
     """A pure function found that it needs a settings part that was not read yet. Flows catch it; nobody else does."""
 
-    def __init__(self, part: str) -> None:
+    def __init__(self, part: str, optional: bool = False) -> None:
         super().__init__(part)
-        self.part = part
+        self.part, self.optional = part, optional
+
+
+class Absent(Enum):
+    """Stands for a settings part that these credentials may not read."""
+
+    ABSENT = "absent"
+
+
+ABSENT = Absent.ABSENT
 
 
 @frozen
@@ -158,11 +169,18 @@ class Context:
     parent: Ref | None = None
 
     def part(self, name: str) -> Any:
-        """A settings part; the flow reads it first if it was not read yet."""
-        try:
-            return self.parts[name]
-        except KeyError:
-            raise MissingPart(name) from None
+        """A settings part; the flow reads it first if it was not read yet, and raises AuthFailed where it may not."""
+        found = self.parts.get(name, ABSENT)
+        if found is ABSENT:
+            raise MissingPart(name)
+        return found
+
+    def part_if_allowed(self, name: str) -> Any:
+        """A settings part that one can do without: None where these credentials may not read it (403)."""
+        if name not in self.parts:
+            raise MissingPart(name, optional=True)
+        found = self.parts[name]
+        return None if found is ABSENT else found
 
     @property
     def zone(self) -> tzinfo:
@@ -180,9 +198,15 @@ class Context:
 
 @frozen
 class Need:
-    """Asks the driver for a Context; with a part, for one that holds it."""
+    """Asks the driver for a Context; with a part, for one that holds it, read at most ``fresh`` seconds ago.
+
+    ``optional``: a part that may not be read (403) is ABSENT in it, and is not asked for again. ``fresh`` without a part
+    is 0: every part is forgotten, because words of the account have just been written.
+    """
 
     part: str | None = None
+    fresh: float | None = None
+    optional: bool = False
 
 
 Step: TypeAlias = Call | tuple[Call, ...] | Need
@@ -216,7 +240,8 @@ class Walk(Generic[T]):
     """A listing as a value, so that pages stream and can be read ahead.
 
     ``ahead(cursor, n)`` is the cursor n pages further where it can be computed, else None. ``last(reply)`` is the last
-    page where the answer tells it. ``after`` gets the number of raw rows and says None at the end.
+    page where the answer tells it. ``after`` gets the number of raw rows and says None at the end. ``firsts`` is where
+    each of the listings that are walked one after another begins; ``opens`` is how many calls each of its rows costs.
     """
 
     first: Cursor
@@ -226,6 +251,8 @@ class Walk(Generic[T]):
     ahead: Callable[[Cursor, int], Cursor | None]
     last: Callable[[Cursor, Reply], Cursor | None]
     items: Callable[[Cursor, Sequence[Any]], Flow[tuple[T, ...]]]
+    firsts: tuple[Cursor, ...] = field(default=Factory(lambda walk: (walk.first,), takes_self=True))
+    opens: Callable[[Cursor], int] = lambda cursor: 0
 
 
 @frozen(kw_only=True)
@@ -267,7 +294,8 @@ class Filter:
 
 @frozen(kw_only=True)
 class Made(Generic[E]):
-    """Applied. ``entity`` has its id. ``issues`` name what was asked for beside the row and was not done (a link).
+    """Applied. ``entity`` has its id. ``issues`` name what was asked for beside the row and was not done (a link): in
+    ``entity`` that is as it was before.
 
     ``known`` are the neutral fields the answer itself tells; ``entity`` has them.
     """
@@ -293,7 +321,10 @@ class _NotMade:
 
 @frozen(kw_only=True)
 class Refused(_NotMade):
-    """The server, or our own check before sending, refused this row; ``error`` is Rejected or Invalid, with issues."""
+    """The server, or our own check before sending, refused this row.
+
+    ``error`` is Rejected or Invalid, with issues, or NotFound.
+    """
 
 
 @frozen(kw_only=True)
@@ -341,7 +372,8 @@ class Verb(StrEnum):
 class Row:
     """One row of a write. ``number`` is its place in what the caller gave, and ``request_id`` goes along on the wire.
 
-    ``whole`` says that ``wire`` is all there is of the row, and not a change of it.
+    ``whole`` says that ``wire`` is all there is of the row, and not a change of it. ``before`` is the row of an update as
+    it was last known; None for a new one, and where nobody knows.
     """
 
     number: int
@@ -350,6 +382,7 @@ class Row:
     id: Id | None = None
     target: Ref | None = None
     whole: bool = False
+    before: Any = None
 
     @property
     def request_id(self) -> int:
@@ -395,6 +428,7 @@ class Listing:
     """Reads many. ``filters`` are the neutral filters the server knows, each as what it does to the call.
 
     A filter named in ``trusted`` is not checked row by row, because only the server knows what it matched.
+    ``paged`` is another paging where what is asked for calls for one, else None.
     """
 
     rows: Callable[[Reply], Sequence[Any]]
@@ -403,6 +437,7 @@ class Listing:
     paging: Paging | None = None
     filters: Mapping[str, Narrow] = field(factory=dict[str, Narrow])
     trusted: frozenset[str] = frozenset()
+    paged: Callable[[Filter], Paging | None] = lambda asked: None
 
 
 @frozen(kw_only=True)
@@ -417,6 +452,7 @@ class Getting:
 class FollowUp:
     """A call that finishes rows already made (a link). If it fails, they stay made and their receipts say so.
 
+    Those of one row are sent one after the other, in the order given; after one that failed, no more of its ``field``.
     ``refused`` knows errors that sit inside a 200.
     """
 
@@ -427,12 +463,27 @@ class FollowUp:
 
 
 @frozen(kw_only=True)
+class Mending:
+    """A second try for rows that were refused for want of what only the stored row tells.
+
+    ``wanted`` knows such a refusal; ``read`` reads the stored rows, and ``mended`` gives the rows that go once more.
+    """
+
+    wanted: Callable[[Row, CRMError], bool]
+    read: Callable[[Sequence[Row]], Call]
+    mended: Callable[[Sequence[Row], Reply], Sequence[Row]]
+
+
+@frozen(kw_only=True)
 class Writing:
     """Writes rows: the envelope, and nothing about entities.
 
     ``unwrap`` knows errors that sit inside a 200, row by row; it gives one receipt a row, in the rows' order.
     ``batch`` is the vendor's limit, ``advised_batch`` what it advises. ``atomic``: one bad row refuses the whole batch.
-    ``group_by``: rows of one call agree on it. ``then``: what finishes the rows once they are made.
+    ``group_by``: rows of one call agree on it. ``mending``: what gives refused rows a second try. ``then``: what
+    finishes the rows once they are made; ``redates``: it dates them anew, whatever they were given. ``says``: whether the
+    row's own request has anything to say: where it has not, only what ``then`` gives is sent. ``find``: under which
+    filter a row is looked for that was made and whose id the answer did not tell; None where there is no such filter.
     """
 
     method: str
@@ -444,7 +495,11 @@ class Writing:
     atomic: bool = False
     replayable: bool = False
     group_by: Callable[[Row], Hashable] | None = None
+    mending: Mending | None = None
     then: Callable[[Sequence[Row]], Sequence[FollowUp]] | None = None
+    redates: bool = False
+    says: Callable[[Row], bool] = lambda row: True
+    find: Callable[[Any], Filter | None] | None = None
 
     def call(self, rows: Sequence[Row]) -> Call:
         return Call(self.method, self.path(rows[0]), body=self.wrap(rows), replayable=self.replayable)
@@ -455,14 +510,14 @@ class Merging:
     """An edit that must send everything: read the row, lay the change over it, write the whole.
 
     ``read`` is None where one row cannot be read; then the reading the entity came with is used.
-    ``whole`` is a reading in the form the write wants; ``lacks`` names the writable sections a reading does not bring.
+    ``whole`` is a reading in the form the write wants; ``lacks(reading, change)`` names the writable sections that neither
+    the reading brings nor the change, which is the wire row of the fields that changed.
     """
 
     write: Writing
-    row: Callable[[Reply], Any | None]
     whole: Callable[[Any], dict[str, Any]]
-    lacks: Callable[[Any], Sequence[str]]
-    read: Callable[[Id], Call] | None = None
+    lacks: Callable[[Any, Mapping[str, Any]], Sequence[str]]
+    read: Getting | None = None
 
 
 Route: TypeAlias = Listing | Getting | Writing | Merging
@@ -487,6 +542,10 @@ ALL = READ | CREATE | UPDATE
 _NEEDS: Mapping[Verb, Survives] = {Verb.CREATE: CREATE, Verb.UPDATE: UPDATE, Verb.COMPLETE: COMPLETE}
 
 
+def _no_check(entity: Any, fields: frozenset[str], context: Context) -> None:
+    """Nothing is known here that the account's own words could be held against."""
+
+
 def _no_encoding(entity: Any, fields: frozenset[str], context: Context) -> dict[str, Any]:
     raise Unsupported(f"{type(entity).__name__} is read-only in this dialect")
 
@@ -496,9 +555,11 @@ class Resource(Generic[E]):
     """One kind of row in one dialect: its codec, its routes, and the neutral fields that survive it.
 
     ``encode(entity, fields, context)`` gives the wire row of just these fields; an empty one among them empties it.
-    ``surviving(entity)`` is what of it the dialect can express (one phone of three); what differs is refused, and
-    ``flows.carried`` cuts it off and says so. ``names(path, wire)`` is the neutral field a vendor's complaint is about.
-    ``required`` names what a create must hold, ``id`` checks and converts an id, ``vendor`` is the vendor's word.
+    ``check`` refuses, with Invalid, what only the account's own words tell to be wrong: an option that a field does not
+    have. ``surviving(entity)`` is what of it the dialect can express (one phone of three); what differs is refused, and
+    ``flows.carried`` cuts it off and says so. ``limits`` is the rule, field by field, by which it does, in words that can
+    follow a field's name. ``names(path, wire)`` is the neutral field a vendor's complaint is about. ``required`` names
+    what a create must hold, ``id`` checks and converts an id, ``vendor`` is the vendor's word.
     """
 
     entity: type[E]
@@ -508,7 +569,9 @@ class Resource(Generic[E]):
     encode: Callable[[E, frozenset[str], Context], dict[str, Any]] = _no_encoding
     fields: Mapping[str, Survives] = field(factory=dict[str, Survives])
     required: tuple[str, ...] = ()
+    check: Callable[[E, frozenset[str], Context], None] = _no_check
     surviving: Callable[[E], E] = lambda entity: entity
+    limits: Mapping[str, str] = field(factory=dict[str, str])
     names: Callable[[str, Mapping[str, Any]], str | None] = lambda path, wire: None
     id: Callable[[object], Id] = whole_number
 
@@ -627,7 +690,8 @@ class Dialect:
 
     ``host`` is a template with ``{account}``, or None where the vendor has no public host; ``domains`` are the suffixes
     an account's host may have. ``settings`` are the parts of the account a codec may need, each a flow, read once when
-    first needed. ``judge`` turns a whole-request failure into an error.
+    first needed; those the core knows by name are ``account``, ``me`` and ``pipelines`` (a tuple of
+    Pipeline). ``judge`` turns a whole-request failure into an error.
     """
 
     name: str
@@ -689,7 +753,7 @@ def by_status(call: Call, reply: Reply) -> CRMError | None:
     if status == 404:
         return NotFound(f"{what}: no such thing", **vendor)
     if status == 429:
-        return RateLimited("too many requests", after=_seconds(reply.headers.get("retry-after")), **vendor)
+        return RateLimited("too many requests", after=_retry_after(reply.headers), **vendor)
     if status >= 500:
         return Unavailable(f"the server failed at {what}", **vendor)
     if 300 <= status < 400:
@@ -697,5 +761,34 @@ def by_status(call: Call, reply: Reply) -> CRMError | None:
     return Rejected(f"{what} was refused", **vendor)
 
 
-def _seconds(header: str | None) -> float | None:
-    return float(header) if header and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", header.strip()) else None
+def moved(reply: Reply, domains: Sequence[str]) -> AccountMoved | None:
+    """Whether the answer says that the account is at another host of its vendor's for good: named, and never followed."""
+    if reply.status not in (301, 308):
+        return None
+    try:
+        there = urlsplit(reply.headers.get("location", "")).hostname or ""
+    except ValueError:
+        return None
+    name, _, domain = there.partition(".")
+    if domain not in domains or not re.fullmatch(r"[a-z0-9-]{1,63}", name) or there == urlsplit(reply.origin).hostname:
+        return None
+    return AccountMoved(
+        f"the account is at {there} now; nothing was sent there. Connect to it there, and log in again if its tokens "
+        "are not taken",
+        host=there,
+        status=reply.status,
+        request_id=reply.request_id,
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Retry-After in seconds (RFC 9110 §10.2.3); a date means something beside the server's own only. Nonsense is None."""
+    said = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", said):
+        return float(said)
+    try:
+        when, now = (parsedate_to_datetime(each) for each in (said, headers["date"]))
+        seconds = (when - now).total_seconds()
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+    return max(0.0, seconds) if seconds < 10**6 else None

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
+from attrs import NOTHING, field, fields_dict, frozen
 from attrs import evolve as evolve
-from attrs import field, fields_dict, frozen
 
 Id: TypeAlias = int | str
 
@@ -30,6 +30,8 @@ class Kind(StrEnum):
     STAGE = "stage"
     FIELD = "field"
     TASK_TYPE = "task_type"
+    TAG = "tag"
+    SUBSCRIPTION = "subscription"
 
 
 class Label(StrEnum):
@@ -201,20 +203,25 @@ def _named(part: Callable[[str], Any]) -> Callable[[Any], Any]:
     return convert
 
 
+def _are(given: Any, kind: type[Any]) -> bool:
+    """Whether these are the parts already, as codecs give them: it is asked of each row that is read."""
+    return given == () or (type(given) is tuple and {*map(type, cast("tuple[Any, ...]", given))} == {kind})
+
+
 def _phones(given: Any) -> tuple[Phone, ...]:
-    return _parts(given, _named(Phone))
+    return given if _are(given, Phone) else _parts(given, _named(Phone))
 
 
 def _emails(given: Any) -> tuple[Email, ...]:
-    return _parts(given, _named(Email))
+    return given if _are(given, Email) else _parts(given, _named(Email))
 
 
 def _tags(given: Any) -> tuple[Tag, ...]:
-    return _parts(given, _named(Tag))
+    return given if _are(given, Tag) else _parts(given, _named(Tag))
 
 
 def _plain(given: Any) -> tuple[Any, ...]:
-    return _parts(given, _same)
+    return given if type(given) is tuple else _parts(given, _same)  # pyright: ignore[reportUnknownVariableType]
 
 
 def _price(given: Any) -> Money | None:
@@ -244,7 +251,7 @@ def _all_to(kind: Kind) -> Any:
     one = _to(kind)
 
     def convert(given: Any) -> tuple[Any, ...]:
-        return _parts(given, one)
+        return given if _are(given, Link) else _parts(given, one)
 
     return convert
 
@@ -420,15 +427,18 @@ def filled(entity: Any) -> frozenset[str]:
     said: set[str] = set()
     for name, part in fields_dict(entity.__class__).items():
         content = getattr(entity, name)
-        if name not in _READING and not is_empty(content) and content != part.default:
+        # False says something where a new one is True: a user who is not active.
+        empty = is_empty(content) and not (content is False and part.default is True)
+        if name not in _READING and not empty and content != part.default:
             said.add(name)
     return frozenset(said)
 
 
 def fields_emptied(entity: T, names: Iterable[str]) -> T:
-    """The entity with these fields as empty as a new one's."""
+    """The entity with these fields as empty as a new one's; what a new one must have stays."""
     defaults = {name: part.default for name, part in fields_dict(type(entity)).items()}  # pyright: ignore[reportArgumentType]
-    return evolve(entity, **{name: _empty(defaults[name]) for name in names})  # pyright: ignore[reportArgumentType]
+    emptied = {name: _empty(defaults[name]) for name in names if defaults[name] is not NOTHING}
+    return evolve(entity, **emptied)  # pyright: ignore[reportArgumentType]
 
 
 def _empty(default: Any) -> Any:

@@ -9,7 +9,9 @@
     │   ├── IncompleteRead         the dialect must send everything and this reading lacks a part
     │   ├── ReadOnly               a write through a client opened with read_only=True
     │   ├── Misconfigured          connect() lacks something or was told nonsense
-    │   │   └── UnknownDialect
+    │   │   ├── UnknownDialect
+    │   │   └── TokenStoreFailed   tokens cannot be read, locked or kept there
+    │   │       └── TokenStoreCorrupt
     │   └── ClientClosed           the client was closed
     ├── TransportError             no answer came
     │   ├── Unreachable            and nothing was sent: safe to repeat
@@ -17,6 +19,7 @@
     ├── DeadlineExceeded           the time you gave it is over; a write that had left is an AmbiguousWrite instead
     ├── Unreadable                 an answer came that is not what was due (HTML, empty, cut, of another shape)
     ├── OriginRefused              an answer points to another host; the credentials did not go there
+    │   └── AccountMoved           the account answers at another host for good; connect to that one
     ├── RateLimited                too fast; ``after`` seconds
     ├── Banned                     the vendor blocks the account or this address; stop
     ├── Unavailable                the vendor is down (5xx)
@@ -148,6 +151,14 @@ class UnknownDialect(Misconfigured):
     """No dialect of that name is installed."""
 
 
+class TokenStoreFailed(Misconfigured):
+    """The token store cannot be read, locked or written to. No token was spent: there would be nowhere to keep the next."""
+
+
+class TokenStoreCorrupt(TokenStoreFailed):
+    """What the store holds is no token. It is left as it is; the next token that is kept moves it aside."""
+
+
 class ClientClosed(UsageError):
     """The client was closed, or never opened, or belongs to another event loop."""
 
@@ -205,6 +216,14 @@ class OriginRefused(CRMError):
     """An answer points to another host. Nothing was sent there."""
 
 
+class AccountMoved(OriginRefused):
+    """The account answers at ``host`` now, for good. Nothing was sent there: connect to it, or log in again at it."""
+
+    def __init__(self, message: str, *, host: str, **vendor: Any) -> None:
+        super().__init__(message, **vendor)
+        self.host = host
+
+
 class RateLimited(CRMError):
     """Too fast. ``after`` is how many seconds the server asked for, or None."""
 
@@ -238,7 +257,10 @@ class Rejected(_WithIssues):
 
 
 class PartlyDone(_WithIssues):
-    """The row was written (``entity`` has its id); what ``issues`` name beside it, a link say, was not."""
+    """The row was written (``entity`` has its id); what ``issues`` name beside it, a link say, was not.
+
+    In ``entity`` that field is as it was before: ``update(evolve(error.entity, contacts=…))`` tries it again.
+    """
 
     def __init__(self, message: str, issues: Iterable[Issue], *, entity: Any) -> None:
         super().__init__(message, issues)

@@ -2,9 +2,11 @@
 
 import json
 import re
+from array import array as packed
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import accumulate
 from typing import Any, NoReturn
 from urllib.parse import quote_plus, unquote_to_bytes
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
@@ -43,20 +45,25 @@ def _fraction(text: str) -> Decimal:
     return number
 
 
-# What is left of JSON when only the marks of its structure are kept.
+# What is left of JSON when only the marks of its structure are kept, and those as steps down and up.
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_LEVELS = 12
 
 
-def _depth(content: bytes, enough: int) -> int:
-    """How deep the brackets nest, told before a recursive parser meets them; 0 where there are too few to matter."""
-    if content.count(b"[") + content.count(b"{") <= enough:
-        return 0
-    unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
-    depth = most = 0
-    for bracket in b"".join(unescaped.translate(None, _NO_MARKS).split(b'"')[::2]):
-        depth += 1 if bracket in b"[{" else -1
-        most = max(most, depth)
-    return most
+def _deeper(content: bytes, most: int) -> bool:
+    """Whether the brackets nest deeper, told before a recursive parser meets them."""
+    if b"\\" in content and b'\\"' in content:
+        content = (content.replace(b"\\\\", b"") if b"\\\\" in content else content).replace(b'\\"', b"")
+    # Two quotes side by side held nothing of interest; what is left between others is text.
+    marks = content.translate(_STEPS, _NO_MARKS).replace(b'""', b"")
+    if b'"' in marks:
+        marks = b"".join(marks.split(b'"')[::2])
+    # To take out the pairs that hold nothing makes it one level shallower at most; of an answer none is left soon.
+    rest = marks
+    for _ in range(_LEVELS):
+        rest = rest.replace(b"\x01\xff", b"")
+    return _LEVELS + rest.count(b"\x01") > most and max(accumulate(packed("b", marks)), default=0) > most
 
 
 def _utf8(text: str) -> bytes:
@@ -99,7 +106,7 @@ class Json:
             return _unparsed(content, "HTML or XML where JSON was due")
         try:
             text = content.decode("utf-8-sig")
-            if _depth(content, self.depth) > self.depth:
+            if _deeper(content, self.depth):
                 return _unparsed(content, f"nested deeper than {self.depth}")
             return json.loads(text, parse_float=_fraction, parse_constant=_no_constant)
         except UnicodeDecodeError as wrong:

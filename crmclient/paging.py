@@ -1,12 +1,12 @@
-"""Where a listing goes on is a value computed from a value: no paging object remembers anything."""
+"""Where a listing goes on is a value computed from a value: no paging object remembers anything, a walk's Trail does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
-from crmclient.dialect import Call, Pairs, Reply
+from crmclient.dialect import Call, Cursor, Pairs, Reply
 from crmclient.errors import OriginRefused, Unreadable
 
 
@@ -58,6 +58,9 @@ class PageNumber:
         return _placed(call, pairs, self.in_body)
 
     def after(self, position: int | str, reply: Reply, count: int) -> int | None:
+        if self.next_link is None and self.pages is not None and (total := self.pages(reply)) is not None:
+            # So many there are, and one of them may show nothing: what is on it is of another kind, say.
+            return int(position) + 1 if int(position) < total else None
         if count == 0:
             return None
         if self.next_link is not None:
@@ -65,10 +68,6 @@ class PageNumber:
             if link is None:
                 return None
             same_origin(link, reply.origin)
-        elif self.pages is not None:
-            total = self.pages(reply)
-            if total is not None and int(position) >= total:
-                return None
         return int(position) + 1
 
     def ahead(self, position: int | str, n: int) -> int:
@@ -102,6 +101,52 @@ class Offset:
 
     def last(self, reply: Reply) -> None:
         return None
+
+
+@frozen(kw_only=True)
+class Portions:
+    """So many of the given values a call, each as a pair of this name: for a vendor that pages no list of ids."""
+
+    name: str
+    given: tuple[str, ...]
+    size: int
+
+    @property
+    def first(self) -> int:
+        return 0
+
+    def at(self, call: Call, position: int | str) -> Call:
+        start = int(position) * self.size
+        return call.with_query(*((self.name, each) for each in self.given[start : start + self.size]))
+
+    def after(self, position: int | str, reply: Reply, count: int) -> int | None:
+        return int(position) + 1 if int(position) < self.last(reply) else None
+
+    def ahead(self, position: int | str, n: int) -> int:
+        return int(position) + n
+
+    def last(self, reply: Reply) -> int:
+        return max(0, len(self.given) - 1) // self.size
+
+
+@define
+class Trail:
+    """The pages that one walk has seen: a listing that leads back to one of them would run for ever."""
+
+    _places: set[Cursor] = field(factory=set[Cursor])
+    _pages: set[int] = field(factory=set[int])
+
+    def step(self, at: Cursor, rows: Sequence[Any], following: Cursor | None) -> None:
+        """Note a page and where it leads. Raises Unreadable where that has been before, or the page itself."""
+        self._places.add(at)
+        if following in self._places:
+            raise Unreadable(f"the listing does not go on: after {at.at} comes {following.at} once more")
+        if rows:
+            # Its ends tell a page; all of it would cost more than reading it.
+            page = hash((at.part, len(rows), repr(rows[0]), repr(rows[-1])))
+            if page in self._pages:
+                raise Unreadable(f"the listing does not go on: the page at {at.at} is one that has been before")
+            self._pages.add(page)
 
 
 def same_origin(link: str, origin: str) -> None:

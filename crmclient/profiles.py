@@ -8,9 +8,11 @@
     account = "acme"
 
 ``CRMCLIENT_CONFIG`` names another file. ``CRMCLIENT_ACME_TOKEN`` or ``CRMCLIENT_ACME_CLIENT_SECRET``, else
-``CRMCLIENT_TOKEN`` or ``CRMCLIENT_CLIENT_SECRET``, hold the secrets; a file that holds one is refused.
+``CRMCLIENT_TOKEN`` or ``CRMCLIENT_CLIENT_SECRET``, hold the secrets; a file that holds one is refused. A profile with
+``login = "…"`` comes in with ``CRMCLIENT_ACME_HASH`` (the API key) or ``CRMCLIENT_ACME_PASSWORD``.
 """
 
+import logging
 import os
 import re
 import tomllib
@@ -30,6 +32,7 @@ from crmclient.client import Client, InsecureTransport, connect
 from crmclient.clock import SystemClock
 from crmclient.dialect import Dialect, Secret, Token
 from crmclient.errors import Misconfigured, ReauthorizationRequired, UnknownDialect
+from crmclient.pacing import FilePacer
 from crmclient.registry import dialect as dialect_named
 from crmclient.registry import dialect_names
 from crmclient.tokens import FileTokens, TokenStore, stored_as
@@ -40,6 +43,8 @@ Ask: TypeAlias = Callable[[str], str]
 """Asks a person for a secret, without an echo. Given only where there is a person to ask."""
 
 FILE: Final = "crmclient.toml"
+
+_log = logging.getLogger("crmclient.profiles")
 
 _KEYS: Final = ("dialect", "account", "base_url", "zone", "client_id", "redirect_uri", "login", "tokens")
 # Whatever is spelt like one of these is taken for a secret, and told so, before it is taken for a misspelling.
@@ -63,6 +68,8 @@ class Profile:
     redirect_uri: str | None = None
     login: str | None = None
     tokens: Path = field(factory=lambda: token_folder(os.environ))
+    # Where the processes of this host that use the account tell each other what they send.
+    pace: Path = field(factory=lambda: pace_folder(os.environ))
 
     @property
     def speaks(self) -> Dialect:
@@ -91,6 +98,11 @@ class Profile:
         """Whether the dialect comes in with credentials of this kind."""
         return any(issubclass(kind, scheme.credentials) for scheme in self.speaks.auth)
 
+    @property
+    def logs_in(self) -> bool:
+        """Whether it comes in with a login: it names one, or its dialect takes nothing else."""
+        return self.takes(Login) and (self.login is not None or not (self.takes(AccessToken) or self.takes(OAuthApp)))
+
 
 # --------------------------------------------------------------------------------------------------- finding one
 
@@ -110,7 +122,14 @@ def find(
     named = account is not None or base_url is not None
     if named and where in dialect_names():
         _one_place(f"{where}:", account, base_url)
-        return Profile(name=where, dialect=where, account=account, base_url=base_url, tokens=token_folder(environ))
+        return Profile(
+            name=where,
+            dialect=where,
+            account=account,
+            base_url=base_url,
+            tokens=token_folder(environ),
+            pace=pace_folder(environ),
+        )
     file = config_file(environ, cwd)
     known = {} if file is None else load(file, environ)
     if where in known:
@@ -120,7 +139,7 @@ def find(
             )
         return known[where]
     if where in dialect_names():
-        return Profile(name=where, dialect=where, tokens=token_folder(environ))
+        return Profile(name=where, dialect=where, tokens=token_folder(environ), pace=pace_folder(environ))
     profiles = (
         f"{', '.join(known) or 'none'} (in {file})" if file else f"none (there is no {FILE} here or in ~/.config)"
     )
@@ -144,7 +163,16 @@ def config_file(environ: Environ = os.environ, cwd: Path | None = None) -> Path 
 
 def token_folder(environ: Environ = os.environ) -> Path:
     """Where tokens are kept unless a profile says otherwise."""
-    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "crmclient" / "tokens"
+    return _state(environ) / "tokens"
+
+
+def pace_folder(environ: Environ = os.environ) -> Path:
+    """Where the pace of each account is kept: one place for all profiles, as two may name one account."""
+    return _state(environ) / "pace"
+
+
+def _state(environ: Environ) -> Path:
+    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "crmclient"
 
 
 def load(file: Path, environ: Environ = os.environ) -> dict[str, Profile]:
@@ -202,7 +230,7 @@ def _profile(file: Path, name: str, table: Any, environ: Environ) -> Profile:
     # A relative folder is relative to the file that names it, wherever the command is started.
     tokens = file.parent / Path(given["tokens"]).expanduser() if "tokens" in given else token_folder(environ)
     plain: dict[str, str] = {key: given[key] for key in given if key != "tokens"}
-    return Profile(name=name, tokens=tokens, **plain)
+    return Profile(name=name, tokens=tokens, pace=pace_folder(environ), **plain)
 
 
 def _one_place(where: str, account: str | None, base_url: str | None) -> None:
@@ -238,20 +266,22 @@ def credentials(
 
     Raises ReauthorizationRequired or Misconfigured, which say what to set or to run.
     """
-    if not profile.takes(AccessToken) and profile.takes(Login):
+    if profile.logs_in:
         return _login(profile, environ, ask)
     token = secret(profile.name, "TOKEN", environ)
     if token is not None and profile.takes(AccessToken):
         return AccessToken(token)
-    if stored is not None and stored.refresh is None:
+    # The session of a login is no token: it signs by its cookies, and ends.
+    if stored is not None and stored.refresh is None and not stored.renewable:
         return AccessToken(stored.access)
     if profile.takes(OAuthApp) and (stored is not None or profile.client_id):
         return _app(profile, stored, environ, ask)
     if ask is not None and profile.takes(AccessToken):
         return AccessToken(ask(f"Token of {profile.name}"))
+    otherwise = f", or write login = … into a profile of {FILE}" if profile.takes(Login) else ""
     raise Misconfigured(
         f"there are no credentials for {profile.name}: set {variable(profile.name, 'TOKEN')} or CRMCLIENT_TOKEN, "
-        f"or run `crmclient login {profile.name}`"
+        f"or run `crmclient login {profile.name}`{otherwise}"
     )
 
 
@@ -264,7 +294,8 @@ def _login(profile: Profile, environ: Environ, ask: Ask | None) -> Login:
     if key is None and password is None:
         if ask is None:
             raise Misconfigured(
-                f"there is no key of {profile.login}: set {variable(name, 'HASH')} or {variable(name, 'PASSWORD')}"
+                f"there is no key or password of {profile.login}: "
+                f"set {variable(name, 'HASH')} or {variable(name, 'PASSWORD')}"
             )
         key = Secret(ask(f"API key of {profile.login} ({name})"))
     return Login(profile.login, hash=key) if key is not None else Login(profile.login, password=password)
@@ -307,7 +338,13 @@ def connected(
     read_only: bool = False,
     **more: Any,
 ) -> Client:
-    """A client of this account. Like ``connect`` it does not touch the network."""
+    """A client of this account. Like ``connect`` it does not touch the network.
+
+    It shares the account's limits with every other client of a profile on this host, unless ``more`` brings a pacer, a
+    clock or a transport of its own.
+    """
+    if not {"pacer", "clock", "transport"} & more.keys() and _can_be_made(profile.pace):
+        more["pacer"] = FilePacer(profile.pace)
     return connect(
         profile.speaks,
         profile.account,
@@ -318,6 +355,16 @@ def connected(
         read_only=read_only,
         **more,
     )
+
+
+def _can_be_made(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as wrong:
+        # A home that cannot be written to is no reason to do nothing: only the pace is not shared.
+        _log.warning("%s: %s: other processes of this account are not known", folder, wrong.strerror)
+        return False
+    return True
 
 
 @asynccontextmanager

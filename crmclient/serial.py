@@ -4,21 +4,22 @@ Plain cattrs turns None into 'None', 'false' into True and 1.9 into 1. ``strict(
 adapter's wire classes are read by it. ``to_tree`` shows any value as plain JSON; tokens and cursors come back too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from functools import cache
-from types import UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from functools import cache, reduce
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin
 
-from attrs import NOTHING, fields_dict, has
-from cattrs import BaseValidationError, Converter, transform_error
-from cattrs.gen import make_dict_structure_fn
+from attrs import NOTHING, fields, fields_dict, has
 
 from crmclient.dialect import Cursor, Secret, Token
 from crmclient.entities import Email, FieldType, FieldValue, Id, Kind, Link, Money, Phone, Ref, Tag
 from crmclient.errors import Invalid, Issue, Unreadable
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 T = TypeVar("T")
 
@@ -37,15 +38,25 @@ def _exactly(kind: type, *others: type) -> Any:
     return structure
 
 
-def _strict_converter(detailed: bool) -> Converter:
-    made = Converter(detailed_validation=detailed)
-    # A whole JSON number is an int; where a Decimal is declared it is meant too.
-    scalars: tuple[tuple[type, tuple[type, ...]], ...] = ((str, ()), (int, ()), (bool, ()), (Decimal, (int,)))
-    for kind, others in scalars:
-        made.register_structure_hook(kind, _exactly(kind, *others))
-        made.register_structure_hook(kind | None, _exactly(kind, *others, type(None)))
-    made.register_structure_hook(int | str, _exactly(int, str))
-    made.register_structure_hook(int | str | None, _exactly(int, str, type(None)))
+# A whole JSON number is an int; where a Decimal is declared it is meant too.
+_SCALARS: Mapping[Any, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    bool: (bool,),
+    Decimal: (Decimal, int),
+    int | str: (int, str),
+}
+
+
+def _careful(hooks: Mapping[type, Callable[[Any], Any]]) -> "Converter":
+    """Reads strictly, and tells the path of whatever is wrong. It is loaded when something is."""
+    from cattrs import Converter
+    from cattrs.gen import make_dict_structure_fn
+
+    made = Converter(detailed_validation=True)
+    for kind, allowed in _SCALARS.items():
+        made.register_structure_hook(kind, _exactly(*allowed))
+        made.register_structure_hook(kind | None, _exactly(*allowed, type(None)))
 
     def only_maps(wanted: Any) -> Any:
         inner: Any = make_dict_structure_fn(wanted, made, _cattrs_use_alias=True)
@@ -70,38 +81,188 @@ def _strict_converter(detailed: bool) -> Converter:
 
         return structure
 
-    made.register_structure_hook_factory(lambda kind: getattr(kind, "__origin__", None) is list, only_lists)
+    made.register_structure_hook_factory(lambda kind: get_origin(kind) is list, only_lists)
+    for kind, structure in hooks.items():
+        made.register_structure_hook(kind, lambda given, _, read=structure: read(given))
+        made.register_structure_hook(
+            kind | None, lambda given, _, read=structure: None if given is None else read(given)
+        )
     return made
 
 
 class Strict:
     """Reads wire classes: scalars are only themselves, lists only lists, maps only maps, None only where declared.
 
-    A good row is read by code that keeps no account of where it is; a bad one is read again by code that does, so that
-    the complaint names the path.
+    A good row is read by code that was written for its class and keeps no account of where it is; what that refuses is
+    read again by code that does, so that the complaint names the path.
     """
 
     def __init__(self) -> None:
-        self._fast, self._slow = _strict_converter(detailed=False), _strict_converter(detailed=True)
+        self._hooks: dict[type, Callable[[Any], Any]] = {}
+        self._plans: dict[type, Callable[[Any], Any]] = {}
+        self._slow: Converter | None = None
 
     def hook(self, kind: type, structure: Callable[[Any], Any]) -> None:
         """Read a kind of scalar (and None, where that is declared) in the vendor's own way."""
-
-        def read(given: Any, _: Any) -> Any:
-            return structure(given)
-
-        def read_or_none(given: Any, _: Any) -> Any:
-            return None if given is None else structure(given)
-
-        for converter in (self._fast, self._slow):
-            converter.register_structure_hook(kind, read)
-            converter.register_structure_hook(kind | None, read_or_none)
+        self._hooks[kind] = structure
+        self._plans.clear()
+        self._slow = None
 
     def structure(self, row: Any, wire: type[T]) -> T:
         try:
-            return self._fast.structure(row, wire)
+            return (self._plans.get(wire) or self._plan(wire))(row)
         except Exception:  # whatever it was, reading again tells it with its path
-            return self._slow.structure(row, wire)
+            return self._careful().structure(row, wire)
+
+    def _careful(self) -> "Converter":
+        if self._slow is None:
+            self._slow = _careful(self._hooks)
+        return self._slow
+
+    def _plan(self, wire: type[Any]) -> Callable[[Any], Any]:
+        if wire not in self._plans:
+            self._plans[wire] = _Plan(self._hooks, self._plan, self._careful).of(wire)
+        return self._plans[wire]
+
+
+_MISSING = object()
+
+
+class _Unfit(Exception):
+    """Something is not as declared; what, the careful reader tells."""
+
+
+class _Plan:
+    """The reader of one wire class, written out line by line: three times as fast as one that asks at each field.
+
+    It takes nothing that the careful reader would refuse. What it may refuse in vain is a subclass of str, list or dict.
+    """
+
+    def __init__(
+        self,
+        hooks: Mapping[type, Callable[[Any], Any]],
+        plan: Callable[[type[Any]], Any],
+        careful: "Callable[[], Converter]",
+    ) -> None:
+        self._hooks, self._plan, self._careful = hooks, plan, careful
+        self._named: dict[str, Any] = {"Unfit": _Unfit, "missing": _MISSING}
+
+    def of(self, wire: type[Any]) -> Callable[[Any], Any]:
+        lines = ["if row.__class__ is not dict: raise Unfit", "get = row.get"]
+        names: dict[str, str] = {}
+        for place, part in enumerate(each for each in fields(wire) if each.init):
+            name, word = f"v{place}", part.alias
+            names[word] = name
+            inside = self._lines(part.type, name)
+            if part.default is NOTHING:
+                lines += [f"{name} = row[{word!r}]", *inside]
+            elif part.default is None and _or_none(part.type):
+                lines += [f"{name} = get({word!r})", *inside]  # missing and null are one here
+            else:
+                default: Any = part.default
+                made = f"{self._name(default.factory)}()" if hasattr(default, "factory") else self._name(default)
+                lines += [f"{name} = get({word!r}, missing)", f"if {name} is missing: {name} = {made}"]
+                lines += ["else:", *_within(inside or ["pass"])]
+        if _is_plain(wire):
+            lines += _filled(wire, self._named, names)
+        else:
+            lines.append(f"return {self._name(wire)}({', '.join(f'{word}={name}' for word, name in names.items())})")
+        return _written("row", lines, f"reader of {wire.__qualname__}", self._named)
+
+    def _name(self, thing: Any) -> str:
+        name = f"t{len(self._named)}"
+        self._named[name] = thing
+        return name
+
+    def _lines(self, declared: Any, name: str) -> list[str]:
+        """Lines that put what is read in place of what was given under ``name``."""
+        if declared is Any:
+            return []
+        if declared in self._hooks:
+            return [f"{name} = {self._name(self._hooks[declared])}({name})"]
+        if declared in _SCALARS:
+            kinds = (f"{name}.__class__ is not {self._name(kind)}" for kind in _SCALARS[declared])
+            return [f"if {' and '.join(kinds)}: raise Unfit"]
+        if get_origin(declared) in (Union, UnionType) and NoneType in get_args(declared):
+            options: list[Any] = [kind for kind in get_args(declared) if kind is not NoneType]
+            inside = self._lines(reduce(lambda one, other: one | other, options), name)
+            return [f"if {name} is not None:", *_within(inside)] if inside else []
+        if isinstance(declared, type) and has(declared):
+            return [f"{name} = {self._name(self._plan(declared))}({name})"]
+        if get_origin(declared) is list:
+            return [f"if {name}.__class__ is not list: raise Unfit", *self._each(get_args(declared)[0], name)]
+        if declared == dict[str, Any]:
+            return [f"if {name}.__class__ is not dict: raise Unfit"]
+        asked = self._name(self._careful().get_structure_hook(declared))
+        return [f"{name} = {asked}({name}, {self._name(declared)})"]
+
+    def _each(self, declared: Any, name: str) -> list[str]:
+        each = f"{name}_"
+        inside = self._lines(declared, each)
+        if not inside:
+            return []
+        if len(inside) == 1 and inside[0].startswith(f"{each} = "):
+            return [f"{name} = [{inside[0].removeprefix(f'{each} = ')} for {each} in {name}]"]
+        if not any(line.lstrip().startswith(f"{each} = ") for line in inside):
+            return [f"for {each} in {name}:", *_within(inside)]
+        return [
+            f"{each}s = []",
+            f"for {each} in {name}:",
+            *_within([*inside, f"{each}s.append({each})"]),
+            f"{name} = {each}s",
+        ]
+
+
+def maker(kind: type[T]) -> Callable[..., T]:
+    """Makes frozen values of parts that are certainly right: no converter and no validator is asked.
+
+    For codecs, which make a dozen a row and give each part as it is declared: it takes a third of the time. Every field
+    is given by its name, or has a default.
+    """
+    given = ["*"]
+    named: dict[str, Any] = {}
+    for place, part in enumerate(fields(cast(Any, kind))):
+        if hasattr(part.default, "factory"):
+            raise TypeError(
+                f"{kind.__qualname__}.{part.name} has a default of its own each time: make it in its own way"
+            )
+        named[f"default__{place}"] = part.default
+        given.append(part.alias if part.default is NOTHING else f"{part.alias}=default__{place}")
+    lines = _filled(kind, named, {part.alias: part.alias for part in fields(cast(Any, kind))})
+    return _written(", ".join(given), lines, f"maker of {kind.__qualname__}", named)
+
+
+def _is_plain(kind: type[Any]) -> bool:
+    """Whether making one is nothing but filling its slots."""
+    parts = fields(kind)
+    meant = all(part.init and part.converter is None and part.validator is None for part in parts)
+    return meant and not hasattr(kind, "__attrs_post_init__") and kind.__dictoffset__ == 0
+
+
+def _filled(kind: type[Any], named: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+    """Lines that make one of a slotted class, slot by slot: the own way of a frozen one takes three times as long."""
+    # No field is called like these.
+    named.update({"new__": object.__new__, "kind__": kind})
+    lines = ["made__ = new__(kind__)"]
+    for part in fields(kind):
+        named[f"set__{part.name}"] = getattr(kind, part.name).__set__
+        lines.append(f"set__{part.name}(made__, {given[part.alias]})")
+    return [*lines, "return made__"]
+
+
+def _written(given: str, lines: Sequence[str], name: str, named: dict[str, Any]) -> Callable[..., Any]:
+    """A function of these lines. They hold names of attributes and nothing that anybody has sent."""
+    text = "\n".join([f"def written({given}):", *_within(lines)])
+    exec(compile(text, f"<{name}>", "exec"), named)  # noqa: S102
+    return named["written"]
+
+
+def _or_none(declared: Any) -> bool:
+    return declared is Any or NoneType in get_args(declared)
+
+
+def _within(lines: Sequence[str]) -> list[str]:
+    return [f" {line}" for line in lines]
 
 
 def strict() -> Strict:
@@ -116,7 +277,11 @@ def structured(reader: Strict, row: Any, wire: type[T], what: str, raw: Any = No
     """
     try:
         return reader.structure(row, wire)
-    except (BaseValidationError, TypeError, ValueError, KeyError) as wrong:
+    except Exception as wrong:
+        from cattrs import BaseValidationError, transform_error
+
+        if not isinstance(wrong, BaseValidationError | TypeError | ValueError | KeyError):
+            raise
         known = dict[str, Any](row).get("id") if isinstance(row, Mapping) else None  # pyright: ignore[reportUnknownArgumentType]
         told = "; ".join(transform_error(wrong, path=what)) if isinstance(wrong, BaseValidationError) else str(wrong)
         raise Unreadable(

@@ -19,6 +19,7 @@ from http.cookies import CookieError, SimpleCookie
 from importlib.metadata import version
 from ipaddress import ip_address
 from itertools import count
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -27,6 +28,7 @@ from attrs import define, field, frozen, validators
 
 from crmclient.clock import Clock, SystemClock
 from crmclient.dialect import (
+    ABSENT,
     START,
     Call,
     Context,
@@ -43,6 +45,7 @@ from crmclient.dialect import (
     Unparsed,
     Walk,
     lost,
+    moved,
 )
 from crmclient.errors import (
     AuthFailed,
@@ -70,7 +73,8 @@ from crmclient.hooks import (
     TokenRenewed,
     tell,
 )
-from crmclient.pacing import Pacer, Turn, shared_pacer
+from crmclient.pacing import SHARED_PACERS, Line, Pacer, Pacers, Turn, bulk
+from crmclient.paging import Trail
 from crmclient.retry import Quota, Retry
 from crmclient.tokens import Keeper, TokenStore
 
@@ -103,9 +107,10 @@ class Limits:
 
 @define
 class Spent:
-    """What a client has cost so far."""
+    """What a client has cost so far. ``aside`` are those of the requests that signed in or read the account's settings."""
 
     requests: int = 0
+    aside: int = 0
     retries: int = 0
     rate_limited: int = 0
     renewals: int = 0
@@ -127,7 +132,7 @@ class Setup:
     read_only: bool = False
     retry: Retry = field(factory=Retry)
     limits: Limits = field(factory=Limits)
-    pacer: Pacer | None = None
+    pacer: Pacers = SHARED_PACERS
     transport: httpx.AsyncBaseTransport | None = None
     chance: Callable[[], float] = random.random
     deadline: float | None = None
@@ -150,6 +155,9 @@ class _Progress:
     last: CRMError | None = None
 
 
+# Whether what runs in this context reads the account's settings.
+_ASIDE: ContextVar[bool] = ContextVar("crmclient_aside", default=False)
+
 # Until when what runs in this context has to be done, by the session's monotonic clock.
 _UNTIL: ContextVar[float | None] = ContextVar("crmclient_until", default=None)
 
@@ -170,17 +178,20 @@ class Session:
         self._http: httpx.AsyncClient | None = None
         self._fresh: httpx.AsyncClient | None = None
         self._pacer: Pacer | None = None
-        self._slots = asyncio.Semaphore(setup.limits.connections)
+        self._slots = Line(setup.limits.connections)
         self._numbers = count(1)
         self._last_answer = float("-inf")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._parts: dict[str, Any] = {}
+        self._read_at: dict[str, float] = {}
+        self._forgotten = 0
         self._part_locks: dict[str, asyncio.Lock] = {}
         self._skew = timedelta()
         self._latency = 0.0
         self._quota = Quota()
         self._exchanges: set[asyncio.Task[Any]] = set()
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self.spent = Spent()
         scheme, credentials = setup.scheme, setup.credentials
         self._keeper = Keeper(
@@ -190,6 +201,7 @@ class Session:
             at_hand=scheme.at_hand(credentials),
             obtain=lambda: self._run(scheme.obtain(credentials)),
             renew=lambda token: self._renewed(scheme.renew(credentials, token)),
+            told=self._renewal_ended,
         )
 
     # ------------------------------------------------------------------------------------------- opening and closing
@@ -206,20 +218,23 @@ class Session:
             self._http = self._connections(keep=self._setup.limits.connections)
             # httpx cannot be asked for a new connection; a pool that keeps none gives nothing else.
             self._fresh = self._http if self._setup.transport is not None else self._connections(keep=0)
-            self._pacer = self._setup.pacer or shared_pacer(self._setup.account, self._setup.rates, self._clock)
+            self._pacer = self._setup.pacer.of(self._setup.account, self._setup.rates, self._clock)
         return self._http, self._pacer
 
     def _connections(self, *, keep: int) -> httpx.AsyncClient:
-        limits = self._setup.limits
+        limits, parts = self._setup.limits, urlsplit(self._origin)
+        here = is_loopback(parts.hostname)
         http = httpx.AsyncClient(
             transport=self._setup.transport,
+            # Plain http to this machine meets no certificate; to read those that are trusted takes 20 ms and 3 MB.
+            verify=SSLContext(PROTOCOL_TLS_CLIENT) if here and parts.scheme == "http" else True,
             timeout=httpx.Timeout(limits.read, connect=limits.connect),
             limits=httpx.Limits(
                 max_connections=limits.connections, max_keepalive_connections=keep, keepalive_expiry=limits.idle
             ),
             follow_redirects=False,
             # A proxy from the environment is never asked to reach this machine.
-            trust_env=not is_loopback(urlsplit(self._origin).hostname),
+            trust_env=not here,
         )
         # A cookie signs calls only where a scheme says so: the jar keeps none of its own accord.
         http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
@@ -229,6 +244,8 @@ class Session:
         """Close; what is being written is let end within its bounds, and so is a renewal. Closing twice is nothing."""
         self._closed = True
         await self._keeper.aclose(self._setup.limits.read)
+        for task in self._abandoned:
+            task.cancel()
         if self._exchanges:
             await asyncio.wait(self._exchanges, timeout=self._setup.limits.read)
             for task in self._exchanges:
@@ -280,7 +297,7 @@ class Session:
         if isinstance(step, Call):
             return await self.send(step)
         if isinstance(step, Need):
-            return await self.context(step.part)
+            return await self.context(step.part, step.fresh, optional=step.optional)
         return await self._together(step)
 
     async def _together(self, calls: tuple[Call, ...]) -> tuple[Reply | CRMError, ...]:
@@ -292,29 +309,63 @@ class Session:
 
         if len(calls) == 1:
             return (await one(calls[0]),)
-        tasks = [asyncio.create_task(one(call)) for call in calls]
+        todo, answers = iter(enumerate(calls)), dict[int, Reply | CRMError]()
+
+        async def work() -> None:
+            for place, call in todo:
+                answers[place] = await one(call)
+
+        with bulk():
+            tasks = [asyncio.create_task(work()) for _ in calls[: self._setup.limits.connections]]
         try:
-            return tuple(await asyncio.gather(*tasks))
+            await asyncio.gather(*tasks)
         finally:
             await _cancelled(tasks)
+        return tuple(answers[place] for place in range(len(calls)))
 
-    async def context(self, part: str | None = None) -> Context:
-        """What codecs may know; with a part, that part too, read once."""
-        if part is not None and part not in self._parts:
+    async def context(self, part: str | None = None, fresh: float | None = None, *, optional: bool = False) -> Context:
+        """What codecs may know; with a part, that part too, read once, or again if it is older than ``fresh`` seconds.
+
+        ``fresh`` without a part forgets every part. ``optional``: a part that may not be read (403) is ABSENT, and is not
+        asked for again.
+        """
+        if part is None:
+            if fresh is not None:
+                self.forget()
+        elif fresh is not None and self._clock.monotonic() - self._read_at.get(part, 0.0) > fresh:
+            self.forget(part)
+        if part is not None and self._lacks(part, optional):
             async with self._part_locks.setdefault(part, asyncio.Lock()):
-                if part not in self._parts:
-                    self._parts[part] = await self._read_part(part)
+                while self._lacks(part, optional):
+                    forgotten = self._forgotten
+                    found = await self._read_part(part, optional)
+                    if forgotten == self._forgotten:  # else what was read may be from before what was written
+                        self._parts[part], self._read_at[part] = found, self._clock.monotonic()
         return Context(self._parts, now=self._clock.now() + self._skew, given_zone=self._setup.zone)
 
-    async def _read_part(self, part: str) -> Any:
+    def _lacks(self, part: str, optional: bool) -> bool:
+        return self._parts.get(part, ABSENT) is ABSENT and not (optional and part in self._parts)
+
+    async def _read_part(self, part: str, optional: bool) -> Any:
         made = self._dialect.settings.get(part)
         if made is None:
-            raise Unsupported(f"{self._dialect.title} does not tell its {part}")
-        return await self.run(made())
+            more = ": where its time zone is needed, give connect(zone=…)" if part == "account" else ""
+            raise Unsupported(f"{self._dialect.title} does not tell its {part}{more}")
+        before = _ASIDE.set(True)
+        try:
+            return await self.run(made())
+        except AuthFailed as refusal:
+            if not optional or refusal.status != 403:
+                raise
+            return ABSENT
+        finally:
+            _ASIDE.reset(before)
 
-    def forget(self, part: str) -> None:
-        """A settings part has changed: read it again when it is needed again."""
-        self._parts.pop(part, None)
+    def forget(self, *parts: str) -> None:
+        """These settings parts have changed, or any of them: they are read again when they are needed again."""
+        for part in parts or tuple(self._parts):
+            self._parts.pop(part, None)
+        self._forgotten += 0 if parts else 1
 
     # ------------------------------------------------------------------------------------------------------- walks
 
@@ -334,7 +385,7 @@ class Session:
         cursor: Cursor | None = walk.first if start is START else start
         under_way: deque[tuple[Cursor, asyncio.Task[tuple[Reply, Sequence[Any], tuple[T, ...]]]]] = deque()
         bound: Cursor | None = None
-        before: tuple[int, Sequence[Any]] | None = None
+        trail = Trail()
         try:
             while cursor is not None:
                 if not under_way:
@@ -343,11 +394,7 @@ class Session:
                 reply, rows, items = await task
                 cursor = walk.after(at, reply, len(rows))
                 bound = walk.last(at, reply) or bound
-                if rows and before == (at.part, rows):
-                    raise Unreadable(f"the listing does not go on: the page at {at.at} is the one before it again")
-                if cursor == at:
-                    raise Unreadable(f"the listing does not go on: after {at.at} comes {at.at}")
-                before = (at.part, rows)
+                trail.step(at, rows, cursor)
                 if cursor is None or (under_way and under_way[0][0] != cursor):
                     # The end, or the listing goes on elsewhere than was computed: what was read ahead is of no use.
                     await _cancelled([ahead for _, ahead in under_way])
@@ -355,7 +402,10 @@ class Session:
                 window = min(most, self._window())
                 if cursor is not None and window > 1:
                     self._read_ahead(walk, cursor, under_way, window, bound)
-                yield Page(items=items, cursor=at, next=cursor)
+                page = Page(items=items, cursor=at, next=cursor)
+                del task, reply, rows, items  # what has been handed out is not held while the next page comes
+                yield page
+                del page
         finally:
             await _cancelled([task for _, task in under_way])
 
@@ -366,7 +416,8 @@ class Session:
             place = walk.ahead(under_way[-1][0], 1) if under_way else cursor
             if place is None or (bound is not None and place.part == bound.part and _beyond(place, bound)):
                 return
-            under_way.append((place, asyncio.create_task(self._page(walk, place))))
+            with bulk():
+                under_way.append((place, asyncio.create_task(self._page(walk, place))))
 
     def _window(self) -> int:
         """How many pages must be under way to use the pace at the latency seen (Little's law)."""
@@ -500,11 +551,7 @@ class Session:
         assert self._pacer is not None  # noqa: S101  a reply came, so the session is open
         if isinstance(verdict, RateLimited):
             self.spent.rate_limited += 1
-            # At least a second, as the shortest window is one.
-            # … and no longer than an hour, whatever is asked: a wait for ever is no answer to anybody.
-            pause = min(max(1.0, verdict.after or 0.0), 3600.0)
-            self._pacer.pause(pause)
-            self._tell(AccountPaused, seconds=pause)
+            self._tell(AccountPaused, seconds=self._pacer.pause(verdict.after))
         elif isinstance(verdict, Banned):
             self._pacer.ban(verdict)
         return verdict
@@ -527,7 +574,12 @@ class Session:
                 request_id=reply.request_id,
                 passing=True,
             )
-        return self._dialect.judge(call, reply)
+        return moved(reply, self._dialect.domains) or self._dialect.judge(call, reply)
+
+    def _told(self, wrong: httpx.TransportError, request: httpx.Request) -> str:
+        """What the transport says, without the address, whose query may hold a key, and without our secrets."""
+        told = str(wrong).replace(str(request.url), request.url.host) or type(wrong).__name__
+        return self._redacted(told.encode(errors="replace")).decode(errors="replace")
 
     def _redacted(self, content: bytes) -> bytes:
         """A server may echo what it was sent: before anybody reads the answer, our secrets are out of it."""
@@ -549,14 +601,10 @@ class Session:
 
     async def _renewed(self, flow: Flow[T]) -> T:
         self.spent.renewals += 1
-        begun, error = self._clock.monotonic(), None
-        try:
-            return await self._run(flow)
-        except CRMError as failed:
-            error = type(failed).__name__
-            raise
-        finally:
-            self._tell(TokenRenewed, seconds=self._clock.monotonic() - begun, error=error)
+        return await self._run(flow)
+
+    def _renewal_ended(self, seconds: float, error: CRMError | None) -> None:
+        self._tell(TokenRenewed, seconds=seconds, error=None if error is None else type(error).__name__)
 
     # ----------------------------------------------------------------------------------------------- one exchange
 
@@ -575,6 +623,7 @@ class Session:
             self._slots.release()
             raise
         self.spent.requests += 1
+        self.spent.aside += not call.signed or _ASIDE.get()
         progress.phase = "waiting for the answer"
         idle = self._clock.monotonic() - self._last_answer
         if self._fresh is not None and (afresh or (not call.replayable and idle > _WARM)):
@@ -590,6 +639,9 @@ class Session:
         except asyncio.CancelledError:
             if task.cancelled() and self._closed:
                 raise ConnectionLost("the client was closed before the answer came") from None
+            if call.safe and not task.done():
+                # Nobody waits for what it reads: closing does not either.
+                self._abandoned.add(task)
             raise
         progress.in_flight = False
         taken = self._clock.monotonic() - started
@@ -599,6 +651,7 @@ class Session:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._slots.release()
         self._exchanges.discard(task)
+        self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()  # looked at, so that an abandoned exchange does not complain at the end
 
@@ -629,7 +682,7 @@ class Session:
         try:
             # A timeout per read never fires on a drip of bytes; this one bounds the whole exchange.
             async with asyncio.timeout(self._setup.limits.whole):
-                reply = await self._over_the_wire(http, request, _Leaving(turn, progress), call.signed)
+                reply = await self._over_the_wire(http, request, _Leaving(turn, progress))
             status, answer = reply.status, self._noted(call, reply)
             return answer
         except TimeoutError:
@@ -645,9 +698,7 @@ class Session:
             _log.debug("#%d.%d %s %s: %s", progress.number, progress.attempt, call.method, call.path, error or status)
             self._tell(AttemptEnded, **_named(progress), seconds=now - begun, status=status, error=error)
 
-    async def _over_the_wire(
-        self, http: httpx.AsyncClient, request: httpx.Request, leaving: "_Leaving", signed: bool
-    ) -> Reply:
+    async def _over_the_wire(self, http: httpx.AsyncClient, request: httpx.Request, leaving: "_Leaving") -> Reply:
         request.extensions["trace"] = leaving
         if self._setup.transport is not None:
             # A transport of the caller's may not tell when a request leaves, nor over what: it leaves now, over a new one.
@@ -656,28 +707,30 @@ class Session:
         where = urlsplit(self._origin).netloc
         try:
             response = await http.send(request, stream=True)
+            leaving.answered()
             try:
                 content = await self._content(response)
             finally:
                 await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as wrong:
-            raise Unreachable(f"{where} cannot be reached: {_told(wrong, request)}") from None
+            raise Unreachable(f"{where} cannot be reached: {self._told(wrong, request)}") from None
         except httpx.PoolTimeout:
             raise Unreachable("all connections of this client's own pool are in use") from None
         except httpx.ReadTimeout:
             raise ConnectionLost(f"no answer from {where} within {self._setup.limits.read:g} s") from None
         except httpx.TransportError as wrong:
-            told = f"the connection to {where} broke off: {_told(wrong, request)}"
+            told = f"the connection to {where} broke off: {self._told(wrong, request)}"
             if not leaving.sent:
                 raise Unreachable(told) from None
             raise ConnectionLost(told, reused=leaving.reused) from None
         self._note_the_time(response.headers)
         kind = response.headers.get("content-type", "")
         body = self._dialect.format.decode(content, kind) if content.strip() else None
-        if signed and (not response.is_success or isinstance(body, Unparsed)):
+        if not response.is_success or isinstance(body, Unparsed):
             # What is shown of an answer is shown without what we sent; what is data stays as it is.
             body = self._dialect.format.decode(self._redacted(content), kind) if content.strip() else None
-        headers = {name.lower(): part for name, part in response.headers.items()}
+        # A cookie may be a key; it is kept where nobody shows it.
+        headers = {name.lower(): part for name, part in response.headers.items() if name.lower() != "set-cookie"}
         return Reply(response.status_code, headers, body, self._origin, self._cookies(response))
 
     async def _content(self, response: httpx.Response) -> bytes:
@@ -714,8 +767,9 @@ class Session:
         return b"".join(found)
 
     def _cookies(self, response: httpx.Response) -> dict[str, str]:
-        """The cookies for this host, or for a parent of it within the vendor's own domains."""
-        host = (urlsplit(self._origin).hostname or "").lower()
+        """The cookies for this host, or for a parent of it within the vendor's own domains; so many at the most."""
+        where = urlsplit(self._origin)
+        host = (where.hostname or "").lower()
         found: dict[str, str] = {}
         for line in response.headers.get_list("set-cookie"):
             try:
@@ -725,7 +779,9 @@ class Session:
             for name, morsel in morsels:
                 domain = morsel["domain"].lower().lstrip(".")
                 parents = (each for each in self._dialect.domains if host.endswith(f".{each}"))
-                if not domain or domain == host or domain in parents:
+                ours = not domain or domain == host or domain in parents
+                plain = morsel["secure"] and where.scheme != "https"
+                if ours and not plain and len(found) < 50 and len(name) + len(morsel.value) <= 4096:
                     found[name] = morsel.value
         return found
 
@@ -754,6 +810,9 @@ class _Leaving:
         self.sent = self._progress.in_flight = True
         self._turn.sent()
 
+    def answered(self) -> None:
+        self._turn.answered()
+
     async def __call__(self, event: str, details: Mapping[str, Any]) -> None:
         if event.endswith(".send_request_headers.started"):
             self.left()
@@ -766,11 +825,6 @@ class _Leaving:
 def _named(progress: _Progress) -> dict[str, Any]:
     call = progress.call
     return {"call": progress.number, "attempt": progress.attempt, "method": call.method, "path": call.path}
-
-
-def _told(wrong: httpx.TransportError, request: httpx.Request) -> str:
-    """What the transport says, without the address: a query may hold a key."""
-    return str(wrong).replace(str(request.url), request.url.host) or type(wrong).__name__
 
 
 # Set in the tasks that exchange for us, so that what httpx and httpcore log of others is left alone.

@@ -22,17 +22,15 @@ class Account:
 
 
 @frozen(kw_only=True)
-class User:
-    """A person who works in the account."""
+class Word:
+    """What users, pipelines, stages and fields have in common. What ``raw``, ``unread`` and ``written`` are, Entity says."""
 
-    KIND: ClassVar[Kind] = Kind.USER
+    KIND: ClassVar[Kind]
 
     id: Id | None = None
-    name: str | None = None
-    email: str | None = None
-    active: bool = True
-    admin: bool = False
     raw: Any = field(default=None, eq=False, repr=False)
+    unread: frozenset[str] = field(default=frozenset(), eq=False, repr=False)
+    written: Any = field(default=None, eq=False, repr=False)
 
     @property
     def ref(self) -> Ref:
@@ -40,41 +38,50 @@ class User:
 
 
 @frozen(kw_only=True)
-class Stage:
+class User(Word):
+    """A person who works in the account."""
+
+    KIND = Kind.USER
+
+    name: str | None = None
+    email: str | None = None
+    active: bool = True
+    admin: bool = False
+
+
+@frozen(kw_only=True)
+class Stage(Word):
     """One step of a pipeline. Its key is (pipeline, id)."""
 
-    KIND: ClassVar[Kind] = Kind.STAGE
+    KIND = Kind.STAGE
 
-    id: Id | None = None
     name: str | None = None
     sort: int = 0
     outcome: Outcome = Outcome.OPEN
     editable: bool = True
     color: str | None = None
-    raw: Any = field(default=None, eq=False, repr=False)
-
-    @property
-    def ref(self) -> Ref:
-        return Ref(self.KIND, self.id)
 
 
 @frozen(kw_only=True)
-class Pipeline:
+class Pipeline(Word):
     """The way deals go, stage by stage in order."""
 
-    KIND: ClassVar[Kind] = Kind.PIPELINE
+    KIND = Kind.PIPELINE
 
-    id: Id | None = None
     name: str | None = None
     sort: int = 0
     main: bool = False
     archived: bool = False
     stages: tuple[Stage, ...] = ()
-    raw: Any = field(default=None, eq=False, repr=False)
 
-    @property
-    def ref(self) -> Ref:
-        return Ref(self.KIND, self.id)
+
+@frozen(kw_only=True)
+class TaskType(Word):
+    """What a task can be."""
+
+    KIND = Kind.TASK_TYPE
+
+    name: str | None = None
 
 
 @frozen(kw_only=True)
@@ -88,23 +95,43 @@ class Option:
 
 
 @frozen(kw_only=True)
-class Field:
+class Field(Word):
     """The definition of a custom field."""
 
-    KIND: ClassVar[Kind] = Kind.FIELD
+    KIND = Kind.FIELD
 
-    id: Id | None = None
     entity: Kind
     code: str | None = None
     name: str | None = None
     type: FieldType = FieldType.TEXT
     raw_type: str | None = None
     options: tuple[Option, ...] = ()
-    raw: Any = field(default=None, eq=False, repr=False)
 
-    @property
-    def ref(self) -> Ref:
-        return Ref(self.KIND, self.id)
+
+@frozen(kw_only=True)
+class KnownTag(Word):
+    """A tag that the account knows for one kind of rows; on a row it is a Tag. ``color`` is six hex digits."""
+
+    KIND = Kind.TAG
+
+    entity: Kind
+    name: str | None = None
+    color: str | None = None
+
+
+@frozen(kw_only=True)
+class Subscription(Word):
+    """Where the vendor sends word of what happens, and of what: ``events`` are in its own words.
+
+    ``id`` is what the vendor ends it by: where that is the address, it is ``url`` again. One that failed too often is no
+    longer ``active``.
+    """
+
+    KIND = Kind.SUBSCRIPTION
+
+    url: str | None = None
+    events: tuple[str, ...] = field(default=(), converter=tuple)
+    active: bool = True
 
 
 def zone_named(name: str | None) -> tzinfo | None:

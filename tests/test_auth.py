@@ -1,5 +1,6 @@
-"""A secret is shown to nobody: not in a repr, a log, an error, a traceback or a pickle."""
+"""A code is spent once, and a secret is shown to nobody: not in a repr, a log, an error, a traceback or a pickle."""
 
+import asyncio
 import json
 import logging
 import pickle
@@ -14,7 +15,9 @@ from crmclient import (
     AuthFailed,
     Contact,
     CRMError,
+    MemoryTokens,
     Misconfigured,
+    ReauthorizationRequired,
     Secret,
     connect,
 )
@@ -23,6 +26,43 @@ from crmclient.clock import FakeClock
 from crmclient.dialect import Call, Token, read
 from crmclient.registry import dialect
 from crmclient.serial import to_tree
+
+# ------------------------------------------------------------------------------------------------------ coming in
+
+
+@pytest.mark.asyncio
+async def test_a_code_is_spent_once_and_the_token_kept_for_the_next_client():
+    async with shop() as given:
+        async with given.client(given.grants.mint_code()) as crm:
+            await crm.account()
+            await crm.me()
+        assert given.token_calls == 1
+        async with given.client() as crm:
+            await crm.account()
+        assert given.token_calls == 1
+
+
+@pytest.mark.asyncio
+async def test_without_a_token_and_a_code_a_person_is_asked_and_nothing_is_sent():
+    async with shop() as given, given.client() as crm:
+        with pytest.raises(ReauthorizationRequired, match="crmclient login"):
+            await crm.account()
+        assert given.wire.events == []
+
+
+@pytest.mark.asyncio
+async def test_a_spent_code_is_not_hammered():
+    async with shop() as given:
+        code = given.grants.mint_code()
+        async with given.client(code, tokens=MemoryTokens()) as crm:
+            await crm.account()
+        async with given.client(code, tokens=MemoryTokens()) as crm:
+            told = await asyncio.gather(*(crm.account() for _ in range(10)), return_exceptions=True)
+            assert {type(error) for error in told} == {ReauthorizationRequired}
+            with pytest.raises(ReauthorizationRequired):
+                await crm.account()
+        assert given.token_calls == 2
+
 
 # ------------------------------------------------------------------------------------------------ nothing shows a secret
 

@@ -22,7 +22,7 @@ from crmclient import AuthFailed, Misconfigured, OriginRefused, Secret
 from crmclient.cli import COMMANDS, commands
 from crmclient.cli.demo import served
 from crmclient.cli.dialects import letters
-from crmclient.cli.login import Landing, consent_address, granted
+from crmclient.cli.login import Landing, _asked, consent_address, granted  # pyright: ignore[reportPrivateUsage]
 from crmclient.cli.sandbox import opened_world
 from crmclient.cli.terminal import harmless, json_line
 from crmclient.clock import FakeClock, SystemClock
@@ -457,6 +457,22 @@ def test_fault_085_a_pasted_address_with_another_state_is_not_taken() -> None:
             granted(f"{address}&state={state}&state=mine", KOMMO, "mine")
 
 
+def test_fault_085_a_state_is_compared_in_constant_time_and_kept_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return False  # whatever they are: nothing else decides
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    landing = Landing(REDIRECT.format(port=1), KOMMO)
+    assert landing._judged(f"GET /oauth?code=c&state={landing.state} HTTP/1.1") == 400  # pyright: ignore[reportPrivateUsage]
+    assert compared == [(landing.state.encode(), landing.state.encode())]
+    assert landing.state not in repr(landing)
+    assert len(landing.state) >= 43
+    assert Landing(landing.redirect_uri, KOMMO).state != landing.state
+
+
 @pytest.mark.asyncio
 async def test_a_landing_nobody_comes_to_ends_and_a_port_in_use_says_so() -> None:
     port = free_port()
@@ -466,6 +482,30 @@ async def test_a_landing_nobody_comes_to_ends_and_a_port_in_use_says_so() -> Non
         taken.bind(("127.0.0.1", port))
         taken.listen()
         await Landing(REDIRECT.format(port=port), KOMMO).wait(300, FakeClock())
+
+
+def test_where_the_browser_cannot_come_back_the_code_is_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRMCLIENT_CLIENT_SECRET", "s-e-c-r-e-t")
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        redirect = REDIRECT.format(port=taken.getsockname()[1])
+        words = ("login", "kommo", "--account", "acme", "--client-id", "i", "--redirect-uri", redirect)
+        done = invoke(*words)
+        assert done.exit_code == 1
+        for told in (
+            "https://www.kommo.com/oauth?mode=popup&client_id=i&state=",
+            "cannot be listened on",
+            "--code-stdin",
+        ):
+            assert told in done.stderr
+        asked: list[str] = []
+        monkeypatch.setattr("crmclient.cli.login.ask", lambda: lambda question: asked.append(question) or "pasted")
+        opened: list[str] = []
+        monkeypatch.setattr("webbrowser.open", opened.append)
+        whose = Profile(name="acme", dialect="kommo", account="acme", client_id="i", redirect_uri=redirect)
+        _, app = _asked(whose, False, paste=False, browser=True, wait=1)
+    assert (app.code, len(asked), opened) == (Secret("pasted"), 1, [])  # no terminal, so no browser either
 
 
 @pytest.mark.asyncio
@@ -566,6 +606,36 @@ def test_a_browser_that_comes_back_logs_in(kommo: Running, tmp_path: Path) -> No
     out, err = login.communicate(timeout=30)
     assert (login.returncode, "Рога и Копыта" in out) == (0, True), err
     assert card["client_secret"] not in out + err + said
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["amocrm", "amoxml"])
+def test_a_login_with_its_key_reads_from_the_command_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with World(clock=SystemClock()) as world:
+        populate(world, contacts=4)
+        with served(face(name), world) as running:
+            card = running.credentials
+            (tmp_path / "crmclient.toml").write_text(
+                f'[profiles.shop]\ndialect = "{name}"\nbase_url = "{running.base_url}"\n'
+                f'zone = "Europe/Moscow"\nlogin = "{card["login"]}"\n'
+            )
+            nothing = invoke("list", "shop", "contacts")
+            assert (nothing.exit_code, "CRMCLIENT_SHOP_HASH" in nothing.stderr) == (1, True)
+            # A token that lies about is not taken for the key of the login that the profile names.
+            monkeypatch.setenv("CRMCLIENT_TOKEN", "of-another-account")
+            monkeypatch.setenv("CRMCLIENT_SHOP_HASH", card["hash"])
+            done = invoke("login", "shop")
+            assert (done.exit_code, card["hash"] in done.output) == (0, False), done.output
+            assert len(invoke("list", "shop", "contacts").stdout.splitlines()) == 4
+            well = invoke("doctor", "shop")
+            assert well.exit_code == 0, well.output
+            assert sum(count for call, count in running.stats.calls.items() if call.endswith("auth.php")) == 1
+            monkeypatch.setenv("CRMCLIENT_SHOP_HASH", "wrong-key")
+            assert invoke("login", "shop").exit_code == 1
+            sick = invoke("doctor", "shop", "--json")
+            assert (sick.exit_code, "wrong-key" in sick.output) == (0, False)  # the session still lives
 
 
 @pytest.mark.e2e

@@ -164,21 +164,23 @@ class Account:
             word = next(each for each in words if each.type is FieldType.ADDRESS)
             named["address"] = crmclient.FieldValue([{"city": "Москва"}], field=word.ref, type=word.type)
         if self._name == "kommo":
-            named |= await self._kommo(crm, used, named["kommo"])
+            named |= await self._kommo(crm, used)
         if "owner" in used:
             named["owner"] = crmclient.Ref(crmclient.Kind.USER, self.running.world.admin["id"])
         if used & {"app", "code", "store"}:
             named |= await self._grants()
         return named
 
-    async def _kommo(self, crm: Client, used: set[str], kommo: Any) -> dict[str, Any]:
+    async def _kommo(self, crm: Client, used: set[str]) -> dict[str, Any]:
         named: dict[str, Any] = {}
         if "hook" in used:
-            named["hook"] = await crm.run(kommo.subscribe("https://example.com/webhook", ["add_lead"]))
+            hook = crmclient.Subscription(url="https://example.com/webhook", events=["add_lead"])
+            named["hook"] = await crm.webhooks.create(hook)
         if "tag" in used:
-            (named["tag"],) = await crm.run(kommo.create_tags(crmclient.Kind.DEAL, ["доставка"]))
+            tag = crmclient.KnownTag(entity=crmclient.Kind.DEAL, name="доставка")
+            named["tag"] = await crm.tags.create(tag)
         if "spare" in used:
-            (named["spare"],) = await crm.run(kommo.create_pipelines([crmclient.Pipeline(name="Розница")]))
+            named["spare"] = await crm.pipelines.create(crmclient.Pipeline(name="Розница"))
         if "text_field" in used:
             words = [each async for each in crm.fields.list() if each.entity is crmclient.Kind.DEAL]
             word = next(each for each in words if each.type is FieldType.TEXT)

@@ -119,6 +119,29 @@ def test_json_of_a_usual_depth_is_read_however_many_brackets_it_has():
     assert len(decode("[" + ",".join(["[{}]"] * 5_000) + "]")) == 5_000
 
 
+MARKS = st.text(alphabet='[]{}"\\a,', max_size=6)
+TREES = st.recursive(
+    st.one_of(st.none(), MARKS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(MARKS, inner, max_size=3)),
+    max_leaves=12,
+)
+
+
+def levels(tree: Any) -> int:
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
+    return 0 if parts is None else 1 + max(map(levels, parts), default=0)
+
+
+@given(TREES, st.integers(0, 30))
+def test_how_deep_an_answer_is_is_counted_exactly(tree, more):
+    for _ in range(more):
+        tree = [tree]
+    text, deep = json.dumps(tree).encode(), levels(tree)
+    assert Json(depth=deep).decode(text, "") == tree
+    if deep:
+        assert "deeper" in reason(Json(depth=deep - 1).decode(text, ""))
+
+
 def test_brackets_inside_strings_do_not_count():
     text = json.dumps({"text": '[[{{"\\' * 500})
     assert decode(text) == {"text": '[[{{"\\' * 500}

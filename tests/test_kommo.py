@@ -1,6 +1,6 @@
 """Kommo v4 in its breadth: every type of field and note both ways, links, and the flows of ``crmclient_kommo``."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
@@ -15,8 +15,8 @@ from attrs import evolve, frozen
 import crmclient_kommo as kommo
 from crmclient import Client, Company, Contact, Deal, Field, Note, Pipeline, Task, connect
 from crmclient.clock import FakeClock
-from crmclient.dialect import Call, Context, Made, Reply, Row
-from crmclient.entities import FieldType, FieldValue, Kind, Link, Money, NoteKind, Phone, Ref, Tag
+from crmclient.dialect import Call, Context, Made, Need, Refused, Reply, Row, Unknown
+from crmclient.entities import FieldType, FieldValue, Kind, Label, Link, Money, NoteKind, Phone, Ref, Tag, field_names
 from crmclient.errors import (
     AmbiguousWrite,
     AuthFailed,
@@ -27,13 +27,15 @@ from crmclient.errors import (
     ReadOnly,
     Rejected,
     Unreadable,
+    Unsupported,
 )
 from crmclient.flows import carried
 from crmclient.sandbox.server import Running, face, in_process
-from crmclient.sandbox.world import World
-from crmclient.vocabulary import Option, Stage
+from crmclient.sandbox.world import World, populate
+from crmclient.vocabulary import KnownTag, Option, Stage, Subscription
+from crmclient.webhooks import Delivery, Secrets
 from crmclient_kommo import codec
-from crmclient_kommo.sandbox import grants
+from crmclient_kommo.sandbox import delivered, grants
 
 MOSCOW = Context(given_zone=ZoneInfo("Europe/Moscow"))
 UNDER_A_LEAD = Context(given_zone=ZoneInfo("Europe/Moscow"), parent=Ref(Kind.DEAL, 1))
@@ -92,6 +94,63 @@ class Spoiled(httpx.AsyncBaseTransport):
 
 def spoiled(path: str, body: Any, status: int = 200) -> Any:
     return lambda run: Spoiled(run, path, status, body)
+
+
+# ------------------------------------------------------------------------------------------------ rows that are gone
+
+
+@pytest.mark.asyncio
+async def test_a_row_that_is_gone_is_not_found_and_those_beside_it_are_written() -> None:
+    async with account() as it:
+        made = [receipt.made() for receipt in await it.crm.deals.create_many([Deal(name="A"), Deal(name="B")])]
+        gone = Deal(id=999_999, name="nobody")
+        one, missing, two = await it.crm.deals.update_many([evolve(made[0], name="C"), gone, evolve(made[1], name="D")])
+        assert isinstance(missing, Refused)
+        assert isinstance(missing.error, NotFound)
+        assert "there is no deal 999999" in str(missing.error)
+        assert (one.made().name, two.made().name) == ("C", "D")
+        assert [it.world.row("deal", each.id)["name"] for each in made] == ["C", "D"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        Contact(id=999_999, name="x"),
+        Company(id=999_999, name="x"),
+        Task(id=999_999, text="x"),
+        Note(id=999_999, text="x", target=Ref(Kind.CONTACT, 1)),
+    ],
+    ids=lambda row: row.KIND,
+)
+@pytest.mark.asyncio
+async def test_one_row_that_is_gone_cannot_be_updated(gone: Any) -> None:
+    async with account() as it:
+        with pytest.raises(NotFound):
+            await it.crm.of(type(gone)).update(gone)
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        Pipeline(id=999_999, name="x"),
+        Field(id=999_999, entity=Kind.DEAL, name="x"),
+        KnownTag(id=999_999, entity=Kind.DEAL, name="x"),
+    ],
+    ids=lambda row: row.KIND,
+)
+@pytest.mark.asyncio
+async def test_a_word_of_the_account_that_is_gone_cannot_be_updated(gone: Any) -> None:
+    async with account() as it:
+        (receipt,) = await it.crm.of(type(gone)).update_many([gone])
+        assert isinstance(receipt, Refused)
+        assert isinstance(receipt.error, NotFound)
+
+
+@pytest.mark.asyncio
+async def test_a_task_that_is_gone_cannot_be_completed() -> None:
+    async with account() as it:
+        with pytest.raises(NotFound):
+            await it.crm.tasks.complete(999_999, result="поздно")
 
 
 # ------------------------------------------------------------------------------------------- custom fields, as values
@@ -376,17 +435,64 @@ async def test_a_field_is_named_by_its_code_as_well_as_by_its_id() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_option_that_is_none_is_left_to_the_server_and_complained_of_by_field() -> None:
+async def test_an_option_that_a_field_does_not_have_is_refused_by_entity_field_and_rule_and_nothing_is_sent() -> None:
     async with account() as it:
         field = await it.field("select", enums=True)
-        with pytest.raises(Rejected) as refusal:
-            await it.crm.deals.create(Deal(fields=(FieldValue("нет такого", field=field.ref, type=field.type),)))
-        (issue,) = refusal.value.issues
-        assert (issue.field, issue.code, issue.path) == (
-            "fields",
-            "NotSupportedChoice",
-            "custom_fields_values.0.values.0.value",
+        for given in (FieldValue("нет такого", field=field.ref, type=field.type),):
+            with pytest.raises(Invalid) as refusal:
+                await it.crm.deals.create(Deal(fields=(given,)))
+            (issue,) = refusal.value.issues
+            assert "Deal" in str(refusal.value)
+            assert (issue.field, issue.rule) == (
+                "fields",
+                "поле select: 'нет такого' is none of its options: 'Выбор 1', 'Выбор 2', 'Выбор 3'",
+            )
+        assert not {call for call in it.calls if call.startswith("POST")} - {"POST /api/v4/leads/custom_fields"}
+
+
+@pytest.mark.asyncio
+async def test_an_option_is_looked_for_by_the_fields_code_too_and_among_many_pages_of_fields() -> None:
+    async with account() as it:
+        for number in range(60):
+            it.world.add("field", {"entity": "deal", "name": f"поле {number}", "type": "text"})
+        field = await it.field("multiselect", enums=True, code="CHOICE")
+        good = FieldValue(("Выбор 1", "Выбор 3"), code="CHOICE", type=FieldType.MULTISELECT)
+        made = await it.crm.deals.create(Deal(fields=(good,)))
+        assert (await it.crm.deals.get(made.id or 0)).fields[0].values == good.values
+        with pytest.raises(Invalid, match="Выбор 9"):
+            await it.crm.deals.update(evolve(made, fields=(evolve(good, values=("Выбор 1", "Выбор 9")),)))
+        # Two pages of definitions, once.
+        assert it.calls["GET /api/v4/leads/custom_fields"] == 2
+        assert field.code == "CHOICE"
+
+
+@pytest.mark.asyncio
+async def test_an_option_that_was_added_since_is_found_when_the_definitions_are_a_minute_old() -> None:
+    async with account() as it:
+        field = await it.field("select", enums=True)
+        value = FieldValue("Выбор 1", field=field.ref, type=field.type)
+        await it.crm.deals.create(Deal(fields=(value,)))
+        enums = it.world.row("field", field.id or 0)["enums"]
+        it.world.update(
+            "field", field.id or 0, {"enums": [*enums, {"id": 999, "value": "новый", "sort": 9, "code": None}]}
         )
+        late = Deal(fields=(evolve(value, values=("новый",)),))
+        with pytest.raises(Invalid):
+            await it.crm.deals.create(late)
+        it.clock.advance(61)
+        assert (await it.crm.deals.create(late)).id
+
+
+@pytest.mark.asyncio
+async def test_who_may_not_see_the_definitions_leaves_an_option_to_the_server() -> None:
+    async with account(transport=spoiled("/leads/custom_fields", {"title": "Forbidden", "status": 403}, 403)) as it:
+        id = it.world.select("field", where={"entity": "deal", "type": "select"})[0]["id"]
+        with pytest.raises(Rejected) as refusal:
+            await it.crm.deals.create(
+                Deal(fields=(FieldValue("нет", field=Ref(Kind.FIELD, id), type=FieldType.SELECT),))
+            )
+        (issue,) = refusal.value.issues
+        assert (issue.field, issue.code) == ("fields", "NotSupportedChoice")
 
 
 # ----------------------------------------------------------------------------------------- rows as the vendor has them
@@ -656,9 +762,10 @@ async def test_a_stage_of_another_pipeline_is_complained_of_as_the_stage() -> No
     async with account() as it:
         one, other = [pipeline async for pipeline in it.crm.pipelines.list()][:2]
         wrong = Deal(name="a", pipeline=one, stage=other.stages[1])
-        with pytest.raises(Rejected) as refusal:
+        with pytest.raises(Invalid) as refusal:
             await it.crm.deals.create(wrong)
-        assert [(issue.field, issue.path) for issue in refusal.value.issues] == [("stage", "status_id")]
+        assert [issue.field for issue in refusal.value.issues] == ["stage"]
+        assert not [call for call in it.calls if call.startswith("POST")]
 
 
 @pytest.mark.asyncio
@@ -739,15 +846,90 @@ async def test_a_tie_that_is_refused_leaves_the_row_changed_and_says_so() -> Non
 
 
 @pytest.mark.asyncio
-async def test_many_deals_are_tied_in_one_request_more() -> None:
+async def test_many_deals_are_tied_in_one_request() -> None:
     async with account() as it:
         (anna,) = await people(it, "А")
         made = [receipt.made() for receipt in await it.crm.deals.create_many([Deal(name=str(n)) for n in range(40)])]
         before = it.requests
         receipts = await it.crm.deals.update_many([evolve(deal, contacts=(anna,)) for deal in made])
         assert all(isinstance(receipt, Made) and not receipt.issues for receipt in receipts)
-        assert it.requests - before == 2
+        # Nothing but the ties has changed, so nothing else is sent.
+        assert it.requests - before == 1
         assert it.calls["POST /api/v4/leads/link"] == 1
+
+
+@pytest.mark.asyncio
+async def test_who_changed_a_row_and_when_is_told_once_more_where_a_tie_has_dated_it() -> None:
+    async with account() as it:
+        firm = await it.crm.companies.create(Company(name="Рога"))
+        clerk = next(user["id"] for user in it.world.select("user") if not user["admin"])
+        at = datetime(2021, 5, 6, 7, 8, 9, tzinfo=UTC)
+        stamps: dict[str, Any] = {"updated_at": at, "updated_by": Ref(Kind.USER, clerk)}
+        given = [
+            Contact(name="А", company=firm, **stamps),
+            Contact(name="Б", **stamps),
+            Contact(name="В", company=firm),
+        ]
+        made = [receipt.made() for receipt in await it.crm.contacts.create_many(given)]
+        read = [await it.crm.contacts.get(each.id or 0) for each in made]
+        assert [(each.updated_at, each.updated_by) for each in read[:2]] == [(at, Ref(Kind.USER, clerk))] * 2
+        assert read[2].updated_at == it.clock.now()
+        assert [each.company is not None for each in read] == [True, False, True]
+        # Three rows: one request to make them, one to tie two of them, one to date one of these again.
+        assert {name: n for name, n in it.calls.items() if name[:4] in ("POST", "PATC")} == {
+            "POST /api/v4/companies": 1,
+            "POST /api/v4/contacts": 1,
+            "POST /api/v4/contacts/link": 1,
+            "PATCH /api/v4/contacts": 1,
+        }
+
+
+@pytest.mark.parametrize("paid", [True, False])
+@pytest.mark.asyncio
+async def test_a_filter_that_was_not_paid_for_gives_the_same_rows(paid: bool) -> None:
+    """§3.5: without the option every filter is presumably ignored, and the whole account comes with a 200."""
+    async with account(switches={"api-filter": paid}) as it:
+        populate(it.world, contacts=20, companies=4, deals=40)
+        rows = it.world.select("deal", where={"deleted": False})
+        one = rows[7]
+        asked: dict[str, tuple[dict[str, Any], Any]] = {
+            "ids": ({"ids": [rows[1]["id"], rows[3]["id"]]}, lambda row: row["id"] in (rows[1]["id"], rows[3]["id"])),
+            "owner": ({"owner": Ref(Kind.USER, one["owner"])}, lambda row: row["owner"] == one["owner"]),
+            "pipeline": (
+                {"pipeline": Ref(Kind.PIPELINE, one["pipeline_id"])},
+                lambda row: row["pipeline_id"] == one["pipeline_id"],
+            ),
+            "stage": (
+                {"pipeline": Ref(Kind.PIPELINE, one["pipeline_id"]), "stage": Ref(Kind.STAGE, one["stage_id"])},
+                lambda row: (row["pipeline_id"], row["stage_id"]) == (one["pipeline_id"], one["stage_id"]),
+            ),
+            "a stage of any pipeline": (
+                {"stage": Ref(Kind.STAGE, one["stage_id"])},
+                lambda row: row["stage_id"] == one["stage_id"],
+            ),
+            "updated": (
+                {"updated_since": datetime.fromtimestamp(one["updated_at"], UTC)},
+                lambda row: row["updated_at"] >= one["updated_at"],
+            ),
+            "created": (
+                {"created_since": datetime.fromtimestamp(one["created_at"], UTC)},
+                lambda row: row["created_at"] >= one["created_at"],
+            ),
+        }
+        for name, (given, holds) in asked.items():
+            expected = {row["id"] for row in rows if holds(row)}
+            assert 0 < len(expected) < len(rows), name
+            assert {deal.id async for deal in it.crm.deals.list(**given)} == expected, name
+
+
+@pytest.mark.asyncio
+async def test_more_ids_than_an_address_holds_are_all_found() -> None:
+    async with account() as it:
+        given = [Contact(name=str(number)) for number in range(260)]
+        made = [receipt.made().id for receipt in await it.crm.contacts.create_many(given)]
+        wanted = [*made[:205], 999_999]
+        assert {each.id async for each in it.crm.contacts.list(ids=wanted)} == set(made[:205])
+        assert {each.id async for each in it.crm.contacts.list(ids=made[:200])} == set(made[:200])
 
 
 # ------------------------------------------------------------------------------------------------------ link, unlink
@@ -911,13 +1093,17 @@ async def test_an_answer_that_does_not_name_a_complex_lead_leaves_it_unknown() -
 async def test_pipelines_and_stages_are_made_changed_and_deleted() -> None:
     async with account() as it:
         stages = (Stage(name="Начало", color="#fffeb2"), Stage(id=142, name="Ура"), Stage(name="Середина", sort=50))
-        (made,) = await it.crm.run(kommo.create_pipelines([Pipeline(name="Своя", stages=stages)]))
+        made = await it.crm.pipelines.create(Pipeline(name="Своя", stages=stages))
+        # The answer tells what was made beside: the stages every pipeline has, and all their ids.
         assert [stage.name for stage in made.stages] == ["Incoming leads", "Начало", "Середина", "Ура", "Closed - lost"]
-        changed = await it.crm.run(kommo.update_pipeline(evolve(made, name="Наша")))
-        assert (changed.name, changed.sort, len(changed.stages)) == ("Наша", made.sort, 5)
+        assert made == await it.crm.pipelines.get(made.id or 0)
+        changed = await it.crm.pipelines.update(evolve(made, name="Наша", sort=7))
+        assert (changed.name, changed.sort, len(changed.stages)) == ("Наша", 7, 5)
         before = it.requests
-        assert await it.crm.run(kommo.update_pipeline(changed)) == changed
+        assert await it.crm.pipelines.update(changed) == changed
         assert it.requests == before
+        with pytest.raises(Unsupported, match="only on create"):
+            await it.crm.pipelines.update(evolve(changed, stages=changed.stages[:1]))
         (late,) = await it.crm.run(kommo.create_stages(changed, [Stage(name="Поздно", sort=60)]))
         late = await it.crm.run(kommo.update_stage(changed, evolve(late, color="#DEFF81")))
         assert (late.name, late.color) == ("Поздно", "#deff81")
@@ -926,14 +1112,28 @@ async def test_pipelines_and_stages_are_made_changed_and_deleted() -> None:
         await it.crm.run(kommo.delete_stage(changed, late))
         with pytest.raises(NotFound):
             await it.crm.run(kommo.delete_stage(changed, late))
+        assert not (await it.crm.run(kommo.switch_unsorted(changed, on=False))).raw["is_unsorted_on"]
         deal = await it.crm.deals.create(Deal(name="a", pipeline=changed))
         with pytest.raises(Rejected, match="pipelines without leads"):
-            await it.crm.run(kommo.delete_pipeline(changed))
+            await it.crm.pipelines.delete(changed.id or 0)
         it.world.update("deal", deal.id or 0, {"deleted": True})
         await it.crm.pipelines.delete(changed.id or 0)
-        for gone in (it.crm.pipelines.delete(changed.id or 0), it.crm.run(kommo.delete_pipeline(changed.ref))):
-            with pytest.raises(NotFound):
-                await gone
+        with pytest.raises(NotFound):
+            await it.crm.pipelines.delete(changed.id or 0)
+        with pytest.raises(NotFound):
+            await it.crm.pipelines.update(Pipeline(id=changed.id, name="Ничья"))
+
+
+@pytest.mark.asyncio
+async def test_the_accounts_words_are_read_again_once_one_of_them_was_written() -> None:
+    async with account() as it:
+        known = await it.crm.setting("pipelines")
+        made = await it.crm.pipelines.create(Pipeline(name="Своя"))
+        assert [each.id for each in await it.crm.setting("pipelines")] == [*(each.id for each in known), made.id]
+        (late,) = await it.crm.run(kommo.create_stages(made, [Stage(name="Поздно", sort=60)]))
+        # A stage that was made a moment ago is a stage of its pipeline.
+        deal = await it.crm.deals.create(Deal(name="a", pipeline=made, stage=late))
+        assert (await it.crm.deals.get(deal.id or 0)).stage == late.ref
 
 
 @pytest.mark.asyncio
@@ -941,17 +1141,17 @@ async def test_a_stage_of_a_colour_that_is_none_is_refused_and_nothing_is_sent()
     assert len(set(kommo.COLORS)) == 21
     async with account() as it:
         wrong = Stage(name="a", color="#123456")
-        for flow in (
-            kommo.create_pipelines([Pipeline(name="a", stages=(wrong,))]),
-            kommo.create_stages(5, [wrong]),
-            kommo.update_stage(5, evolve(wrong, id=7)),
+        for asked in (
+            it.crm.pipelines.create(Pipeline(name="a", stages=(wrong,))),
+            it.crm.run(kommo.create_stages(5, [wrong])),
+            it.crm.run(kommo.update_stage(5, evolve(wrong, id=7))),
         ):
             with pytest.raises(Invalid, match="COLORS"):
-                await it.crm.run(flow)
+                await asked
         with pytest.raises(Invalid):
-            await it.crm.run(kommo.create_pipelines([Pipeline(id=5, name="a")]))
+            await it.crm.pipelines.create(Pipeline(id=5, name="a"))
         with pytest.raises(Invalid):
-            await it.crm.run(kommo.delete_pipeline(Ref(Kind.STAGE, 5)))
+            await it.crm.run(kommo.switch_unsorted(Ref(Kind.STAGE, 5), on=True))
         assert it.requests == 0
 
 
@@ -964,23 +1164,33 @@ async def test_custom_fields_are_made_changed_and_deleted(bare: bool) -> None:
             Field(entity=Kind.CONTACT, name="Город рождения"),
             Field(entity=Kind.DEAL, name="Заметка", type=FieldType.TEXTAREA, code="NOTE"),
         ]
-        made = await it.crm.run(kommo.create_fields(given))
+        made = [receipt.made() for receipt in await it.crm.fields.create_many(given)]
         assert [(field.entity, field.name, field.type) for field in made] == [
             (field.entity, field.name, field.type) for field in given
         ]
+        # One request for each kind of rows.
+        assert it.calls == {"POST /api/v4/leads/custom_fields": 1, "POST /api/v4/contacts/custom_fields": 1}
         select = await it.crm.run(kommo.field_of(Kind.DEAL, made[0]))
         assert (select, made[2].code) == (made[0], "NOTE")
         options = (*select.options[:1], Option(value="В"))
-        changed = await it.crm.run(kommo.update_field(evolve(select, name="Вид", options=options)))
+        changed = await it.crm.fields.update(evolve(select, name="Вид", options=options))
         assert (changed.name, [option.value for option in changed.options]) == ("Вид", ["А", "В"])
         assert changed.options[0].id == select.options[0].id
+        assert changed.options[1].id is not None
         before = it.requests
-        await it.crm.run(kommo.update_field(changed))
+        await it.crm.fields.update(changed)
         assert it.requests == before
-        await it.crm.run(kommo.delete_field(Kind.DEAL, changed))
-        for flow in (kommo.delete_field(Kind.DEAL, changed), kommo.field_of(Kind.DEAL, changed.ref)):
-            with pytest.raises(NotFound):
-                await it.crm.run(flow)
+        by_hand = await it.crm.fields.update(Field(id=changed.id, entity=Kind.DEAL, name="Сорт"))
+        assert by_hand.name == "Сорт"
+        with pytest.raises(Unsupported, match="only on create"):
+            await it.crm.fields.update(evolve(changed, entity=Kind.CONTACT))
+        with pytest.raises(Invalid, match="target"):
+            await it.crm.fields.delete(changed.id or 0)
+        await it.crm.fields.delete(changed.id or 0, target=Ref(Kind.DEAL, None))
+        with pytest.raises(NotFound):
+            await it.crm.fields.delete(changed.id or 0, target=Ref(Kind.DEAL, None))
+        with pytest.raises(NotFound):
+            await it.crm.run(kommo.field_of(Kind.DEAL, changed.ref))
 
 
 @pytest.mark.asyncio
@@ -988,6 +1198,8 @@ async def test_a_field_that_was_answered_bare_is_taken_as_the_one_that_was_made(
     answer = {"id": 1016236, "name": "Client Type", "type": "select", "enums": [{"id": 1, "value": "New", "sort": 500}]}
     async with account(transport=spoiled("/leads/custom_fields", answer, 201)) as it:
         given = Field(entity=Kind.DEAL, name="Client Type", type=FieldType.SELECT, options=(Option(value="New"),))
+        made = await it.crm.fields.create(given)
+        assert (made.id, made.options[0].id, made.entity) == (1016236, 1, Kind.DEAL)
         (made,) = await it.crm.run(kommo.create_fields([given]))
         assert (made.id, made.options[0].id, made.entity) == (1016236, 1, Kind.DEAL)
 
@@ -1005,24 +1217,40 @@ async def test_a_field_of_money_without_a_currency_is_complained_of() -> None:
             await it.crm.run(kommo.create_fields([Field(entity=Kind.TASK, name="a")]))
         with pytest.raises(Invalid):
             await it.crm.run(kommo.create_fields([made]))
+        with pytest.raises(Invalid, match="entity"):
+            await it.crm.fields.create(Field(entity=Kind.TASK, name="a"))
+        (changed,) = [await it.crm.run(kommo.update_field(made, sort=3))]
+        assert changed.raw["sort"] == 3
 
 
 @pytest.mark.asyncio
 async def test_tags_are_listed_made_and_renamed() -> None:
     async with account() as it:
-        made = await it.crm.run(kommo.create_tags(Kind.DEAL, ["раз", Tag("два")], color="#ddebb5"))
-        assert await it.crm.run(kommo.create_tags(Kind.DEAL, ["раз"])) == made[:1]
-        assert await it.crm.run(kommo.tags(Kind.DEAL)) == made
-        assert await it.crm.run(kommo.tags(Kind.DEAL, names=["два"])) == made[1:]
-        assert await it.crm.run(kommo.tags(Kind.DEAL, ids=[made[0].id or 0])) == made[:1]
-        assert await it.crm.run(kommo.tags(Kind.DEAL, text="дв")) == made[1:]
-        assert await it.crm.run(kommo.tags(Kind.CONTACT)) == ()
+        given = [KnownTag(entity=Kind.DEAL, name=name, color="#ddebb5") for name in ("раз", "два")]
+        given.append(KnownTag(entity=Kind.CONTACT, name="раз"))
+        made = [receipt.made() for receipt in await it.crm.tags.create_many(given)]
+        assert [(tag.name, tag.color) for tag in made] == [("раз", "DDEBB5"), ("два", "DDEBB5"), ("раз", None)]
+        assert len({tag.id for tag in made}) == 3
+        # One whose name is known keeps its id.
+        assert (await it.crm.tags.create(given[0])).id == made[0].id
+        assert sorted([tag.id or 0 async for tag in it.crm.tags.list()]) == sorted(tag.id or 0 for tag in made)
+        assert [tag async for tag in it.crm.tags.list(ids=[made[0].id or 0])] == [made[0]]
+        assert [(tag.name, tag.entity) async for tag in it.crm.tags.search("дв")] == [("два", Kind.DEAL)]
         deal = await it.crm.deals.create(Deal(name="a", tags=("раз",)))
-        (renamed,) = await it.crm.run(kommo.update_tags([evolve(made[0], name="один")]))
+        renamed = await it.crm.tags.update(evolve(made[0], name="один"))
         assert renamed.id == made[0].id
         assert (await it.crm.deals.get(deal.id or 0)).tags == (Tag("один"),)
-        with pytest.raises(Invalid):
-            await it.crm.run(kommo.tags(Kind.TASK))
+        assert (await it.crm.tags.update(KnownTag(id=made[1].id, entity=Kind.DEAL, name="пара"))).name == "пара"
+        before = it.requests
+        with pytest.raises(Invalid, match="renamed"):
+            await it.crm.tags.update(evolve(made[2], name="один"))
+        with pytest.raises(Invalid, match="color"):
+            await it.crm.tags.create(KnownTag(entity=Kind.CONTACT, name="б", color="DDEBB5"))
+        with pytest.raises(Invalid, match="entity"):
+            await it.crm.tags.create(KnownTag(entity=Kind.TASK, name="б"))
+        assert it.requests == before
+        with pytest.raises(Unsupported):
+            await it.crm.tags.delete(made[0].id or 0)
 
 
 @pytest.mark.asyncio
@@ -1051,9 +1279,9 @@ async def test_what_only_an_admin_may_is_told_so_to_others() -> None:
         async with connect(
             "kommo", base_url=it.run.base_url, credentials=token, rate=(), transport=it.run.transport(), clock=it.clock
         ) as crm:
-            for flow in (kommo.roles(), kommo.subscriptions(), kommo.delete_pipeline(1)):
+            for asked in (crm.run(kommo.roles()), anext(aiter(crm.webhooks.list())), crm.pipelines.delete(1)):
                 with pytest.raises(AuthFailed):
-                    await crm.run(flow)
+                    await asked
 
 
 @pytest.mark.asyncio
@@ -1071,26 +1299,93 @@ async def test_roles_and_loss_reasons_are_read() -> None:
 @pytest.mark.asyncio
 async def test_an_address_is_subscribed_changed_and_unsubscribed() -> None:
     async with account() as it:
-        url = "https://example.com/hook/secret"
-        assert await it.crm.run(kommo.subscriptions()) == ()
-        made = await it.crm.run(kommo.subscribe(url, ["add_lead", "note_lead"]))
+        url, hooks = "https://example.com/hook/secret", it.crm.webhooks
+        assert [each async for each in hooks.list()] == []
+        made = await hooks.create(Subscription(url=url, events=("add_lead", "note_lead")))
         # The answer has an object, the list has a list: they read the same.
-        assert (made.destination, made.settings, made.active) == (url, ("add_lead", "note_lead"), True)
-        assert await it.crm.run(kommo.subscriptions()) == (made,)
-        again = await it.crm.run(kommo.subscribe(url, "add_task", sort=5))
-        assert (again.id, again.settings) == (made.id, ("add_task",))
-        assert await it.crm.run(kommo.subscriptions(url)) == (again,)
-        assert await it.crm.run(kommo.subscriptions("https://example.com/")) == ()
-        await it.crm.run(kommo.unsubscribe(url))
+        assert (made.id, made.url, made.events, made.active) == (url, url, ("add_lead", "note_lead"), True)
+        assert [each async for each in hooks.list()] == [made]
+        again = await hooks.create(Subscription(url=url, events=["add_task"]))
+        assert await hooks.get(url) == again
+        changed = await hooks.update(evolve(again, events=("add_lead",)))
+        assert (changed.events, (await hooks.get(url)).events) == (("add_lead",), ("add_lead",))
+        assert (await hooks.update(Subscription(id=url, events=("add_task",)))).events == ("add_task",)
+        assert it.world.count("webhook") == 1
         with pytest.raises(NotFound):
-            await it.crm.run(kommo.unsubscribe(url))
+            await hooks.get("https://example.com/")
+        await hooks.delete(url)
+        with pytest.raises(NotFound):
+            await hooks.delete(url)
         with pytest.raises(Rejected) as refusal:
-            await it.crm.run(kommo.subscribe(url, ["add_leed"]))
+            await hooks.create(Subscription(url=url, events=("add_leed",)))
         assert [issue.path for issue in refusal.value.issues] == ["settings.0"]
-        before = it.requests
-        with pytest.raises(Invalid):
-            await it.crm.run(kommo.subscribe(url, []))
-        assert it.requests == before
+
+
+@pytest.mark.asyncio
+async def test_a_subscription_is_known_by_its_address_alone() -> None:
+    async with account() as it:
+        for wrong in (
+            it.crm.webhooks.delete(5),
+            it.crm.webhooks.create(Subscription(url="https://example.com/x")),
+            it.crm.webhooks.update(
+                Subscription(id="https://a.example/", url="https://b.example/", events=("add_lead",))
+            ),
+        ):
+            with pytest.raises(Invalid):
+                await wrong
+        assert it.requests == 0
+
+
+@pytest.mark.asyncio
+async def test_what_the_account_sends_reads_as_the_api_gives_it_with_the_accounts_fields_at_hand() -> None:
+    """§7.2: the five shapes of values, and phones with their labels."""
+    async with account() as it:
+        sent: list[Delivery] = []
+
+        async def deliver(url: str, headers: Mapping[str, str], body: bytes) -> int:
+            lower = {name.lower(): part for name, part in headers.items()}
+            sent.append(Delivery(method="POST", path=url, headers=lower, body=body))
+            return 200
+
+        it.run.account.issued["deliver"] = deliver
+        address = "https://example.com/hook/geheim"
+        await it.crm.webhooks.create(Subscription(url=address, events=("add_lead", "add_contact")))
+        kinds = ("text", "numeric", "checkbox", "date", "birthday")
+        plain = {type: await it.field(type) for type in kinds}
+        chosen = {type: await it.field(type, enums=True) for type in ("select", "radiobutton", "multiselect")}
+        contents: dict[str, Any] = {
+            "text": "слово",
+            "numeric": Decimal("12.5"),
+            "checkbox": True,
+            "date": date(2024, 10, 24),
+            "birthday": date(1980, 1, 12),
+            "select": "Выбор 2",
+            "radiobutton": "Выбор 1",
+            "multiselect": ("Выбор 1", "Выбор 3"),
+        }
+        fields = tuple(
+            FieldValue(contents[type], field=field.ref, type=field.type) for type, field in (plain | chosen).items()
+        )
+        deal = await it.crm.deals.create(Deal(name="a", fields=fields))
+        person = await it.crm.contacts.create(Contact(name="Иван", phones=[Phone("+7900", label=Label.MOBILE)]))
+        await delivered(it.run.account)
+        parts = {name: await it.crm.setting(name) for name in ("account", "fields:deal", "fields:contact")}
+        webhook = kommo.DIALECT.webhook
+        told: list[Any] = []
+        for delivery in sent:
+            webhook.verify(delivery, Secrets(token="geheim"))
+            told += [event.entity for event in webhook.read(delivery, Context(parts))]
+        assert {each.id for each in told} == {deal.id, person.id}
+        for each in told:
+            read = await it.crm.of(type(each)).get(each.id)
+            for name in set(field_names(type(each))) - each.unread - {"fields"}:
+                assert getattr(each, name) == getattr(read, name), name
+            assert {value.field: value.values for value in each.fields} == {
+                value.field: value.values for value in read.fields
+            }
+        (hooked,) = (each for each in told if isinstance(each, Contact))
+        assert hooked.phones == (Phone("+7900", label=Label.MOBILE),)
+        assert "emails" in hooked.unread
 
 
 # --------------------------------------------------------------------------------- events, incoming leads, catalogs
@@ -1219,8 +1514,26 @@ async def test_a_next_link_on_every_page_does_not_lead_in_circles() -> None:
     links = {"next": {"href": "/api/v4/leads?page=2"}}
     page = {"_links": links, "_embedded": {"leads": [{"id": 1}]}}
     async with account(transport=spoiled("/leads", page)) as it:
-        with pytest.raises(Unreadable, match="same page"):
+        with pytest.raises(Unreadable, match="has been before"):
             await it.crm.run(kommo.read_rows("leads"))
+
+
+@pytest.mark.asyncio
+async def test_a_long_list_is_read_some_pages_at_a_time() -> None:
+    async with account() as it:
+        await it.crm.deals.create_many([Deal(name=str(n)) for n in range(7)])
+        asked: dict[str, Any] = {"query": {"order": {"id": "asc"}}, "limit": 2}
+        every = await it.crm.run(kommo.read_rows("leads", **asked))
+        before = it.requests
+        some = await it.crm.run(kommo.read_rows("leads", **asked, page=2, most=4))
+        assert (some, it.requests - before) == (every[2:6], 2)
+        assert await it.crm.run(kommo.read_rows("leads", **asked, page=9)) == ()
+        assert len(await it.crm.run(kommo.events(page=2, most=3))) == 0
+        (first, *_) = await it.crm.run(kommo.elements(4521, page=1, most=1))
+        assert await it.crm.run(kommo.elements(4521, page=2)) == ()
+        assert first.name == "Телефон"
+        with pytest.raises(Invalid):
+            await it.crm.run(kommo.read_rows("leads", page=0))
 
 
 def test_brackets_are_what_php_reads() -> None:
@@ -1240,12 +1553,22 @@ def test_brackets_are_what_php_reads() -> None:
 
 
 def test_what_a_fresh_answer_does_not_name_is_unknown() -> None:
-    flow = kommo.create_tags(Kind.DEAL, ["a", "b"])
+    flow = kommo.create_stages(5, [Stage(name="a"), Stage(name="b")])
     call = next(flow)
     assert isinstance(call, Call)
     assert [row["request_id"] for row in call.body] == ["1", "2"]
+    answer = {"_embedded": {"statuses": [{"id": 5, "name": "a", "request_id": "1"}]}}
+    assert isinstance(flow.send(Reply(200, body=answer)), Need)
     with pytest.raises(AmbiguousWrite):
-        flow.send(Reply(200, body={"_embedded": {"tags": [{"id": 5, "name": "a", "request_id": "1"}]}}))
+        flow.send(Context())
+
+
+@pytest.mark.asyncio
+async def test_a_word_of_the_account_that_an_answer_does_not_name_is_unknown() -> None:
+    answer = {"_embedded": {"tags": [{"id": 5, "name": "a", "request_id": "1"}]}}
+    async with account(transport=spoiled("/leads/tags", answer)) as it:
+        one, other = await it.crm.tags.create_many([KnownTag(entity=Kind.DEAL, name=name) for name in "ab"])
+        assert (one.made().id, type(other)) == (5, Unknown)
 
 
 @pytest.mark.asyncio
@@ -1260,8 +1583,12 @@ async def test_an_element_that_came_damaged_is_unreadable_with_its_row() -> None
 @pytest.mark.asyncio
 async def test_reading_only_writes_nothing() -> None:
     async with account(read_only=True) as it:
-        for flow in (kommo.subscribe("https://example.com/x", ["add_lead"]), kommo.create_tags(Kind.DEAL, ["a"])):
+        hook, tag = (
+            Subscription(url="https://example.com/x", events=("add_lead",)),
+            KnownTag(entity=Kind.DEAL, name="a"),
+        )
+        for write in (it.crm.webhooks.create(hook), it.crm.tags.create(tag), it.crm.run(kommo.delete_stage(1, 2))):
             with pytest.raises(ReadOnly):
-                await it.crm.run(flow)
-        assert await it.crm.run(kommo.tags(Kind.DEAL)) == ()
-        assert it.calls == {"GET /api/v4/leads/tags": 1}
+                await write
+        assert [each async for each in it.crm.tags.list(text="a")] == []
+        assert not [call for call in it.calls if not call.startswith("GET")]

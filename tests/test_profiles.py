@@ -224,6 +224,17 @@ def test_a_login_comes_with_its_key_from_the_environment(monkeypatch: pytest.Mon
         credentials(PROFILE, None, environ={})
 
 
+@pytest.mark.parametrize("dialect", ["amocrm", "amoxml"])
+def test_a_profile_that_names_a_login_comes_in_with_it_where_a_token_would_do_too(dialect: str) -> None:
+    profile = evolve(PROFILE, dialect=dialect, login="me@acme.example")
+    both = {"CRMCLIENT_ACME_HASH": "k", "CRMCLIENT_TOKEN": "of another account"}
+    assert credentials(profile, None, environ=both) == Login("me@acme.example", hash="k")
+    assert credentials(evolve(profile, login=None), None, environ=both) == AccessToken("of another account")
+    session = evolve(stored(1, None), renewable=True)
+    with pytest.raises(Misconfigured, match="login ="):
+        credentials(evolve(profile, login=None), session, environ={})
+
+
 # ------------------------------------------------------------------------------------------------------- connecting
 
 
@@ -239,6 +250,38 @@ async def test_a_profile_becomes_a_client_that_reads(tmp_path: Path) -> None:
         token = AccessToken(sandbox.credentials["token"])
         async with connected(profile, token, transport=sandbox.transport(), clock=clock) as crm:
             assert len([contact async for contact in crm.contacts.list()]) == 3
+
+
+@pytest.mark.parametrize("dialect", ["amocrm", "amoxml"])
+@pytest.mark.asyncio
+async def test_a_login_of_a_profile_reads_and_its_session_is_kept(dialect: str, tmp_path: Path) -> None:
+    clock = FakeClock()
+    with World(clock=clock) as world:
+        populate(world, contacts=3)
+        sandbox = in_process(face(dialect), world, clock=clock)
+        known = sandbox.credentials
+        text = f'[profiles.shop]\ndialect = "{dialect}"\nbase_url = "{sandbox.base_url}"\nlogin = "{known["login"]}"\n'
+        home = environ(tmp_path, CRMCLIENT_SHOP_HASH=known["hash"])
+        profile = load(written(tmp_path, text), home)["shop"]
+        for _ in range(2):
+            given = credentials(profile, await stored_token(profile), environ=home)
+            async with connected(profile, given, transport=sandbox.transport(), clock=clock) as crm:
+                assert len([contact async for contact in crm.contacts.list()]) == 3
+        logins = sum(count for call, count in sandbox.stats.calls.items() if call.endswith("/auth.php"))
+        assert logins == 1
+
+
+def test_all_profiles_of_a_host_share_the_pace_of_an_account(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = OAUTH + OAUTH.replace("acme]", "again]") + 'tokens = "elsewhere"\n'
+    home = environ(tmp_path)
+    acme, again = load(written(tmp_path, text), home).values()
+    assert acme.pace == again.pace == tmp_path / "state" / "crmclient" / "pace"
+    assert acme.tokens != again.tokens
+    connected(acme, AccessToken("t"))
+    assert acme.pace.is_dir()
+    (tmp_path / "file").write_text("")
+    connected(evolve(acme, pace=tmp_path / "file" / "pace"), AccessToken("t"))
+    assert "are not known" in caplog.text
 
 
 @pytest.mark.asyncio

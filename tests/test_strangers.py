@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from crmclient.clock import SystemClock
+from crmclient.clock import Clock, SystemClock
 from crmclient.sandbox.server import Face, Running, Setting, serve
 from crmclient.sandbox.world import World, populate
 from crmclient_kommo.sandbox import FACE, Grants, grants
@@ -34,12 +34,34 @@ def needs(distribution: str, exactly: str = "") -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(exactly) and found != exactly, reason=f"{distribution} is {found}, not {exactly}")
 
 
+class Stopwatch(SystemClock):
+    """The date is the machine's; the seconds that a limit counts pass only while somebody waits for them.
+
+    So it does not matter how fast a machine is. No sleep ends early: each is a little longer than was asked.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds += seconds + 1e-6
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def served(
-    face: Face, *, contacts: int = 30, limits: bool = False, switches: Mapping[str, Setting] | None = None
+    face: Face,
+    *,
+    contacts: int = 30,
+    limits: bool = False,
+    switches: Mapping[str, Setting] | None = None,
+    clock: Clock | None = None,
 ) -> AsyncGenerator[Running]:
     """On the system's clock: strangers read a token's times by theirs."""
-    with World(clock=SystemClock()) as world:
+    with World(clock=clock or SystemClock()) as world:
         populate(world, contacts=contacts, companies=3, deals=10, tasks=10, notes=20)
         async with serve(face, world, limits=limits, switches=switches) as running:
             yield running
@@ -69,14 +91,15 @@ class Guest:
 
 
 @asynccontextmanager
-async def guest(**shape: Any) -> AsyncGenerator[Guest]:
+async def guest(clock: Stopwatch | None = None, **shape: Any) -> AsyncGenerator[Guest]:
     import aioamocrm
 
-    async with served(FACE, **shape) as running:
+    pace = aioamocrm.RateLimiter(7, clock=clock.monotonic, sleep=clock.sleep) if clock else 7
+    async with served(FACE, clock=clock, **shape) as running:
         card = grants(running.account).integration
         storage = aioamocrm.MemoryTokenStorage()
         auth = aioamocrm.OAuth2(card.client_id, card.client_secret, card.redirect_uri, storage)
-        async with aioamocrm.AmoCRMClient(base_url=running.base_url, auth=auth) as amo:
+        async with aioamocrm.AmoCRMClient(base_url=running.base_url, auth=auth, rate_limit=pace) as amo:
             await amo.exchange_code(running.credentials["code"])
             yield Guest(amo, storage, running)
 
@@ -125,7 +148,9 @@ async def test_aioamocrm_renews_a_dead_access_token_and_goes_on() -> None:
         contacts = await asyncio.gather(*(it.amo.contacts.get_page(limit=5) for _ in range(3)))
         after = await it.held()
         assert [len(page) for page in contacts] == [5, 5, 5]
-        assert (it.grants.refreshes, it.run.stats.statuses[401]) == (1, 1)
+        # How many had left with the dead one before the first was told so is a matter of speed; one renewal serves all.
+        assert it.grants.refreshes == 1
+        assert 1 <= it.run.stats.statuses[401] <= 3
         assert after.access_token != before.access_token
         assert after.refresh_token != before.refresh_token
 
@@ -317,13 +342,12 @@ async def test_aioamocrm_cannot_write_back_all_that_it_has_read() -> None:
 
 @needs("aioamocrm")
 @pytest.mark.asyncio
-async def test_aioamocrm_at_its_own_pace_gets_everything() -> None:
-    async with guest(limits=True, switches={"token-calls-count": False}) as it:
-        pages = await asyncio.gather(*(it.amo.contacts.get_page(limit=1) for _ in range(15)))
-        assert [len(page) for page in pages] == [1] * 15
-        assert it.run.stats.banned == 0
-        # It leaves a seventh of a second between departures; what a busy machine makes of them may be one too many.
-        assert it.run.stats.worst(1) <= 8
+async def test_aioamocrm_at_its_own_pace_is_never_refused() -> None:
+    async with guest(Stopwatch(), limits=True, switches={"token-calls-count": False}) as it:
+        for _ in range(15):
+            assert len(await it.amo.contacts.get_page(limit=1)) == 1
+        assert (it.run.stats.refused, it.run.stats.banned) == (0, 0)
+        assert it.run.stats.over(7, 1) == 1  # the code it came in with, which this server does not count
 
 
 @needs("aioamocrm")
@@ -332,13 +356,14 @@ async def test_aioamocrm_does_not_pace_its_token_calls_and_a_write_may_pay_for_i
     """Its fault if token calls count (§2.2: nobody says): a code and seven calls are eight within a second."""
     from aioamocrm import Contact, RateLimitError
 
-    async with guest(limits=True, switches={"token-calls-count": True}) as it:
+    async with guest(Stopwatch(), limits=True, switches={"token-calls-count": True}) as it:
+        for _ in range(6):
+            await it.amo.contacts.create([Contact(name="Hasty")])
         with pytest.raises(RateLimitError) as refused:
-            for _ in range(8):
-                await it.amo.contacts.create([Contact(name="Hasty")])
+            await it.amo.contacts.create([Contact(name="Hasty")])
         assert refused.value.body["retry_after"] == 300
         assert refused.value.retry_after is None  # it looks for a header, which is documented nowhere (§2.2)
-        assert len([contact async for contact in it.amo.contacts.iterate(query="Hasty")]) <= 7
+        assert len([contact async for contact in it.amo.contacts.iterate(query="Hasty")]) == 6
 
 
 # --- amocrm-api: requests; API v4 on amocrm.ru -----------------------------------------------------------------------
@@ -434,15 +459,12 @@ async def test_amocrm_api_creates_updates_links_and_notes(led_here: Any, monkeyp
 
 
 @needs("amocrm-api")
-@pytest.mark.xfail(
-    reason="our fault: the sandbox refuses field_name beside a value, and no source shows the service doing it"
-)
 @_UTC
 @pytest.mark.asyncio
 async def test_amocrm_api_sets_a_custom_field(led_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sends `field_name` with every custom field, and after a reading `field_type` too. That the service minds is not
-    to be seen in its issues 68, 112 and 116: the refusals quoted there name `…values.0.enum_code` alone, of bodies in
-    which this same code had put the name and the type of every field.
+    """It sends `field_name` with every custom field, and after a reading `field_type` too. The service does not mind:
+    the refusals quoted in its issues 68, 112 and 116 name `…values.0.enum_code` alone, of bodies in which this same code
+    had put the name and the type of every field.
     """
     async with served(FACE) as running:
         led_here(running)
@@ -491,17 +513,18 @@ async def test_amocrm_api_reads_the_times_in_the_token_and_renews_it(
 async def test_amocrm_api_has_no_pace_and_learns_the_limit_by_its_exceptions(
     led_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its fault: §2.2 allows seven a second, and it neither waits nor asks again."""
-    async with served(FACE, limits=True) as running:
+    """Its fault: §2.2 allows seven a second, and it neither waits nor asks again. All here is within one second."""
+    async with served(FACE, limits=True, switches={"token-calls-count": False}, clock=Stopwatch()) as running:
         led_here(running)
 
         def visit() -> None:
             v2 = amocrm_api(running, monkeypatch)
             from amocrm.v2.exceptions import AmoApiException
 
+            for _ in range(7):
+                v2.Contact.objects.get(query="")
             with pytest.raises(AmoApiException, match="Wrong status 429"):
-                for _ in range(100):
-                    v2.Contact.objects.get(query="")
+                v2.Contact.objects.get(query="")
 
         await asyncio.to_thread(visit)
         assert running.stats.refused == 1

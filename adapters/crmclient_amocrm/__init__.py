@@ -2,11 +2,9 @@
 
 from crmclient_amocrm.dialect import DIALECT
 from crmclient_amocrm.extras import (
-    complete,
     customers,
     link_customers,
-    subscribe,
-    subscriptions,
+    task_notes,
     unlink_customers,
     unsubscribe,
     write,
@@ -14,11 +12,9 @@ from crmclient_amocrm.extras import (
 
 __all__ = [
     "DIALECT",
-    "complete",
     "customers",
     "link_customers",
-    "subscribe",
-    "subscriptions",
+    "task_notes",
     "unlink_customers",
     "unsubscribe",
     "write",

@@ -5,6 +5,7 @@
 nothing that ``encode`` refuses, except what only the account's own words can tell.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
@@ -45,7 +46,7 @@ CONTACTS_A_LEAD = 40
 PHONE, EMAIL, POSITION = "PHONE", "EMAIL", "POSITION"
 _BUILT_IN = (PHONE, EMAIL, POSITION)
 
-# §6. 17, ORG_LEGAL_NAME, has no evidence beyond its name: it is read as it comes.
+# §6. Of 17, ORG_LEGAL_NAME, there is no evidence beyond its name, which is that of a text.
 FIELD_TYPES: Mapping[int, FieldType] = {
     1: FieldType.TEXT,
     2: FieldType.NUMBER,
@@ -62,11 +63,12 @@ FIELD_TYPES: Mapping[int, FieldType] = {
     14: FieldType.BIRTHDAY,
     15: FieldType.LEGAL,
     16: FieldType.ITEMS,
+    17: FieldType.TEXT,
     19: FieldType.DATETIME,
 }
 # The items of catalogs are not written here.
 FIELD_NUMBERS: Mapping[FieldType, int] = {
-    type: number for number, type in FIELD_TYPES.items() if type is not FieldType.ITEMS
+    type: number for number, type in reversed(FIELD_TYPES.items()) if type is not FieldType.ITEMS
 }
 
 _CHOICES = (FieldType.SELECT, FieldType.MULTISELECT, FieldType.RADIO)
@@ -91,7 +93,7 @@ def _refuse(name: str, rule: str) -> NoReturn:
 
 def decode_contact(row: Any, context: Context) -> entities.Contact:
     read = _structured(row, wire.Contact, "contact")
-    words = _Words(context, Kind.CONTACT, read.custom_fields)
+    words = _Words(context, Kind.CONTACT, read.custom_fields, row)
     return entities.Contact(
         **_owned(read),
         name=read.name or None,
@@ -125,7 +127,7 @@ def surviving_contact(contact: entities.Contact) -> entities.Contact:
 
 def decode_company(row: Any, context: Context) -> entities.Company:
     read = _structured(row, wire.Contact, "company")
-    words = _Words(context, Kind.COMPANY, read.custom_fields)
+    words = _Words(context, Kind.COMPANY, read.custom_fields, row)
     return entities.Company(
         **_owned(read),
         name=read.name or None,
@@ -169,7 +171,7 @@ def decode_deal(row: Any, context: Context) -> entities.Deal:
         contacts=_links(Kind.CONTACT, read.contacts, read.main_contact),
         company=_company(read.company),
         tags=_tags(read.tags),
-        fields=_Words(context, Kind.DEAL, read.custom_fields).values(context),
+        fields=_Words(context, Kind.DEAL, read.custom_fields, row).values(context),
         deleted=read.is_deleted or False,
         raw=row,
     )
@@ -218,7 +220,7 @@ def _place(deal: entities.Deal, fields: frozenset[str], context: Context) -> dic
 
 
 def _first_stage(pipeline: Ref, context: Context) -> Ref | None:
-    for each in context.part("pipelines"):
+    for each in context.part_if_allowed("pipelines") or ():
         if each.id == pipeline.id:
             return next((stage.ref for stage in each.stages if stage.outcome is Outcome.OPEN), None)
     return None
@@ -379,6 +381,21 @@ def _stage(status: wire.Status) -> vocabulary.Stage:
         editable=editable,
         color=status.color,
     )
+
+
+def decode_task_type(row: Any) -> vocabulary.TaskType:
+    read = _structured(row, wire.TaskType, "task type")
+    return vocabulary.TaskType(id=read.id, name=read.name, raw=row)
+
+
+def decode_subscription(row: Any, context: Context) -> vocabulary.Subscription:
+    """It is ended by its address, which is its id here; the vendor's number of it stays in `raw` (§16)."""
+    read = _structured(row, wire.Subscription, "webhook")
+    return vocabulary.Subscription(id=read.url, url=read.url, events=read.events or (), raw=row)
+
+
+def encode_subscription(given: vocabulary.Subscription, fields: frozenset[str], context: Context) -> dict[str, Any]:
+    return {"url": given.url, "events": list(given.events)}
 
 
 def decode_field(row: Any, context: Context) -> vocabulary.Field:
@@ -560,7 +577,10 @@ def _tags_of(entity: Any, fields: frozenset[str]) -> dict[str, Any]:
 class _Words:
     """The custom fields of one row, with what the account says of them: the row tells no label and, before 2021, no type."""
 
-    def __init__(self, context: Context, kind: Kind, customs: Sequence[wire.CustomField] | None) -> None:
+    def __init__(
+        self, context: Context, kind: Kind, customs: Sequence[wire.CustomField] | None, row: Mapping[str, Any]
+    ) -> None:
+        self._kind, self._row = kind, row
         self._customs = customs or ()
         self._known: Mapping[Any, vocabulary.Field] = _definitions(context, kind) if customs else {}
 
@@ -576,7 +596,7 @@ class _Words:
         return [(custom, each) for custom in customs for each in custom.values or ()]
 
     def text(self, code: str) -> str | None:
-        return next((str(_content(each)) for _, each in self._of(code) if _content(each) not in (None, "")), None)
+        return next((self._text(each) for _, each in self._of(code) if _content(each) not in (None, "")), None)
 
     def labelled(self, code: str) -> list[tuple[str, dict[str, Any]]]:
         """The values of PHONE or EMAIL, each with its label; an unknown one keeps the vendor's word, or its number."""
@@ -585,11 +605,13 @@ class _Words:
             word = self._word(custom, each)
             label = LABELS[code].get(word) if word else Label.WORK
             labels = {"label": Label.OTHER, "raw_label": word} if label is None else {"label": label}
-            found.append((str(_content(each) or ""), labels))
+            found.append((self._text(each), labels))
         return found
 
     def _word(self, custom: wire.CustomField, each: Any) -> str | None:
-        enum = wire.number(mapping(each).get("enum"))
+        enum = wire.number(mapping(each).get("enum") or None)
+        if not isinstance(enum, int | str | None):
+            raise self._unreadable("an enum is a number or a word", enum)
         known = self._defined(custom)
         words = {option.id: option.value for option in known.options} if known else {}
         return words.get(enum) or (str(enum) if enum is not None else None)
@@ -613,12 +635,36 @@ class _Words:
     def _contents(self, type: FieldType, custom: wire.CustomField, context: Context) -> Iterable[Any]:
         values = [each for each in custom.values or () if _content(each) not in (None, "")]
         if type is FieldType.ADDRESS:
-            return (_address(values),) if values else ()
+            return (self._address(values),) if values else ()
         if type is FieldType.MULTITEXT:
             # A messenger, say: a map with the vendor's label where it has one, so that none is lost.
-            labels = [(str(_content(each)), self._word(custom, each)) for each in values]
+            labels = [(self._text(each), self._word(custom, each)) for each in values]
             return [{"value": text, "enum": word} if word else text for text, word in labels]
         return [_value(type, _content(each), context) for each in values]
+
+    def _address(self, values: Iterable[Any]) -> dict[str, Any]:
+        """Six lines, each known by its name or by its number; a line of another name keeps it."""
+        names, codes = {code: name for name, code in _LINES.items()}, tuple(_LINES.values())
+        lines: dict[str, Any] = {}
+        for each in values:
+            code = wire.number(mapping(each).get("subtype") or codes[0])
+            if not isinstance(code, int | str):
+                raise self._unreadable("a line of an address is a name or a number", code)
+            if isinstance(code, int) and 0 < code <= len(codes):
+                code = codes[code - 1]
+            lines.setdefault(names.get(str(code), str(code)), self._text(each))
+        return lines
+
+    def _text(self, each: Any) -> str:
+        content = _content(each)
+        if not isinstance(content, str | int | Decimal | None):
+            raise self._unreadable("a text was due", content)
+        return "" if content is None else str(content)
+
+    def _unreadable(self, rule: str, found: object) -> Unreadable:
+        """A map told as if it were a text would be nobody's: the row is kept as it came."""
+        said = f"{self._kind} {self._row.get('id')} has another shape than expected: {rule}, not {found!r:.80}"
+        return Unreadable(said, raw=self._row)
 
 
 def _definitions(context: Context, kind: Kind) -> Mapping[Any, vocabulary.Field]:
@@ -629,16 +675,7 @@ def _content(each: Any) -> Any:
     return each.get("value") if isinstance(each, Mapping) else each  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def _address(values: Iterable[Any]) -> dict[str, Any]:
-    """Six lines, each known by its name or by its number; a line of another name keeps it."""
-    names, codes = {code: name for name, code in _LINES.items()}, tuple(_LINES.values())
-    lines: dict[str, Any] = {}
-    for each in values:
-        code = str(mapping(each).get("subtype") or codes[0])
-        if code.isdecimal() and 0 < int(code) <= len(codes):
-            code = codes[int(code) - 1]
-        lines.setdefault(names.get(code, code), str(_content(each)))
-    return lines
+_PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 
 def _value(type: FieldType, given: Any, context: Context) -> Any:
@@ -649,8 +686,9 @@ def _value(type: FieldType, given: Any, context: Context) -> Any:
     try:
         if type is FieldType.NUMBER:
             # A taxpayer's number may begin with noughts (samples): what a Decimal would say otherwise stays a text.
-            exact = f"{Decimal(text):f}" == text
-            return Decimal(text) if exact and Decimal(text).is_finite() else text
+            # (1e999999 is never written out to see.)
+            exact = _PLAIN.fullmatch(text) and f"{Decimal(text):f}" == text
+            return Decimal(text) if exact else text
         if type is FieldType.BOOL:
             return given is True or text == "1"
         if type in _DAYS:
@@ -726,7 +764,7 @@ def _fields_before(entity: Any, context: Context) -> tuple[FieldValue, ...]:
     if entity.written is not None:
         return entity.written.fields
     read = _structured({"custom_fields": mapping(entity.raw).get("custom_fields")}, wire.CustomFields, "row")
-    return _Words(context, entity.KIND, read.custom_fields).values(context)
+    return _Words(context, entity.KIND, read.custom_fields, entity.raw).values(context)
 
 
 def _by_id(known: Mapping[Any, vocabulary.Field], values: Iterable[FieldValue]) -> dict[Any, FieldValue]:
@@ -773,12 +811,19 @@ def _sent(type: FieldType, part: Any, defined: vocabulary.Field | None, context:
     if isinstance(part, bool):
         return [{"value": "1"}] if part else []  # "absent when unset"
     if isinstance(part, datetime):
-        return [{"value": part.astimezone(context.zone).strftime("%Y-%m-%d %H:%M:%S")}]
+        return [{"value": part.astimezone(_zone(context)).strftime("%Y-%m-%d %H:%M:%S")}]
     if isinstance(part, date):
         return [{"value": f"{part} 00:00:00"}]
     if isinstance(part, Decimal):
         return [{"value": f"{part:f}"}]
     return [{"value": dict(part) if _is_map(part) else str(part)}]
+
+
+def _zone(context: Context) -> tzinfo:
+    try:
+        return context.zone
+    except Invalid as wrong:
+        _refuse("fields", wrong.message)
 
 
 def _fits(type: FieldType, part: Any) -> bool:

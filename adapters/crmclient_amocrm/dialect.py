@@ -19,6 +19,7 @@ from crmclient.dialect import (
     FollowUp,
     Getting,
     Listing,
+    Mending,
     Narrow,
     Nested,
     Rate,
@@ -47,7 +48,7 @@ from crmclient.errors import (
 )
 from crmclient.flows import everything, settled
 from crmclient.formats import Json
-from crmclient.paging import Offset, Unpaged
+from crmclient.paging import Offset, Portions, Unpaged
 from crmclient_amocrm import codec, wire
 from crmclient_amocrm.codec import seconds_before
 from crmclient_amocrm.webhooks import WEBHOOK
@@ -72,7 +73,6 @@ _LOGINS = {
     "401": "the account is not on this server",
 }
 _NO_RIGHTS = ("202", "244", "288")
-_ABSENT = ("225", "231", "282")
 
 
 def judge(call: Call, reply: Reply) -> CRMError | None:
@@ -121,7 +121,7 @@ def _by_code(call: Call, said: wire.Complaint, vendor: dict[str, Any]) -> CRMErr
         return AuthFailed("this has to be paid for first", **vendor)
     if code in _NO_RIGHTS or status == 403:
         return AuthFailed(f"{call.method} {call.path} is not allowed to these credentials", **vendor)
-    if code in _ABSENT:
+    if code in wire.NO_ROWS:
         return NotFound("the row is not there", **vendor)
     if code == "219":
         return Unavailable("the search failed for the moment", **vendor)
@@ -149,7 +149,7 @@ def accepted(reply: Reply) -> bool:
 
 def _listing(word: str, filters: Mapping[str, Narrow]) -> Listing:
     trusted = frozenset({"text"} & set(filters))
-    return Listing(call=read(f"{API}/{word}"), rows=wire.rows, filters=filters, trusted=trusted)
+    return Listing(call=read(f"{API}/{word}"), rows=wire.rows, filters=filters, trusted=trusted, paged=_portions)
 
 
 def _getting(word: str) -> Getting:
@@ -275,23 +275,51 @@ def _updating(word: str) -> Writing:
     )
 
 
+def _mending(word: str, needed: tuple[str, ...] = ()) -> Mending:
+    """§4: a row built by hand does not know the updated_at it has to exceed; §12: nor the text that a task must have.
+
+    A row that was read and changed by somebody since stays refused: it is for the caller to look at it again.
+    """
+
+    def wanted(row: Row, refusal: CRMError) -> bool:
+        named = {issue.field for issue in refusal.issues} if isinstance(refusal, Rejected) else set[str]()
+        by_hand = row.entity.raw is None and row.entity.written is None
+        lacking = None in named and any(name not in row.wire for name in needed)
+        return lacking or ("updated_at" in named and by_hand)
+
+    def stored(rows: Sequence[Row]) -> Call:
+        return read(f"{API}/{word}", ("id", ",".join(str(row.id) for row in rows)))
+
+    def mended(rows: Sequence[Row], reply: Reply) -> list[Row]:
+        there = {str(each.get("id")): each for each in map(mapping, wire.rows(reply))}
+        found: list[Row] = []
+        for row in rows:
+            old = there.get(str(row.id), {})
+            stamp = wire.number(old.get("updated_at"))
+            if isinstance(stamp, int):
+                known = {name: old.get(name) for name in needed}
+                at = max(stamp + 1, row.wire.get("updated_at", 0))
+                found.append(evolve(row, wire={**known, **row.wire, "updated_at": at}))
+        return found
+
+    return Mending(wanted=wanted, read=stored, mended=mended)
+
+
 # ---------------------------------------------------------------------------------------------------------- filters
 
 # A query of so many ids is well below the 8 kB a request line may have.
 IDS_A_CALL = 200
-_NO_ID = str(2**31 - 1)
+
+
+def _portions(asked: Filter) -> Portions | None:
+    """§9: beside `id` all else is ignored, limit_offset too, so a page is so many of the ids asked for."""
+    ids = tuple(dict.fromkeys(map(str, asked.ids)))
+    return Portions(name="id[]", given=ids, size=IDS_A_CALL) if ids else None
 
 
 def _ids(call: Call, asked: Filter) -> Call:
-    """§9: beside `id` all else is ignored, limit_offset too, so a page is so many of the ids asked for.
-
-    The page after the last asks for what nobody has, and gets the 204 that ends a walk.
-    """
-    size = PAGING.size
-    position = next((int(part) // size for name, part in call.query if name == PAGING.offset), 0)
-    ids = asked.ids[position * IDS_A_CALL : (position + 1) * IDS_A_CALL]
-    kept = tuple(pair for pair in call.query if pair[0] not in (PAGING.limit, PAGING.offset))
-    return evolve(call, query=(*kept, *(("id[]", str(id)) for id in ids or (_NO_ID,))))
+    """The paging has put them there."""
+    return call
 
 
 def _updated_since(call: Call, asked: Filter) -> Call:
@@ -338,6 +366,13 @@ _WHO_AND_WHEN: Mapping[str, Survives] = {
 }
 _CARD: Mapping[str, Survives] = {"name": ALL, "tags": ALL, "fields": ALL, "updated_by": READ, **_WHO_AND_WHEN}
 _REACHABLE: Mapping[str, Survives] = {"phones": ALL, "emails": ALL}
+# What codec.surviving_… keeps to, in words.
+_CARD_LIMITS: Mapping[str, str] = {
+    "phones": "phones with a label of the vendor's list",
+    "emails": "e-mails with a label of the vendor's list",
+    "tags": "tags travel as one text parted by commas, so none holds a comma, is empty or comes twice",
+    "fields": "each under its field's id, with as many values as the field's type takes, a moment with its zone",
+}
 
 CONTACTS = Resource(
     entity=entities.Contact,
@@ -345,6 +380,11 @@ CONTACTS = Resource(
     decode=codec.decode_contact,
     encode=codec.encode_contact,
     surviving=codec.surviving_contact,
+    limits={
+        **_CARD_LIMITS,
+        "company": "a company by its id or its name",
+        "deals": "leads by their ids; which is the main one is not kept",
+    },
     required=("name",),
     fields={
         **_CARD,
@@ -359,7 +399,7 @@ CONTACTS = Resource(
         Verb.LIST: _listing("contacts", _CARD_FILTERS),
         Verb.GET: _getting("contacts"),
         Verb.CREATE: _creating("contacts"),
-        Verb.UPDATE: _updating("contacts"),
+        Verb.UPDATE: evolve(_updating("contacts"), mending=_mending("contacts")),
     },
 )
 
@@ -369,13 +409,18 @@ COMPANIES = Resource(
     decode=codec.decode_company,
     encode=codec.encode_company,
     surviving=codec.surviving_company,
+    limits={
+        **_CARD_LIMITS,
+        "contacts": "contacts by their ids; which is the main one is not kept",
+        "deals": "leads by their ids; which is the main one is not kept",
+    },
     required=("name",),
     fields={**_CARD, **_REACHABLE, "contacts": ALL, "deals": ALL},
     routes={
         Verb.LIST: _listing("companies", _CARD_FILTERS),
         Verb.GET: _getting("companies"),
         Verb.CREATE: _creating("companies"),
-        Verb.UPDATE: _updating("companies"),
+        Verb.UPDATE: evolve(_updating("companies"), mending=_mending("companies")),
     },
 )
 
@@ -385,6 +430,12 @@ LEADS = Resource(
     decode=codec.decode_deal,
     encode=codec.encode_deal,
     surviving=codec.surviving_deal,
+    limits={
+        **_CARD_LIMITS,
+        "price": "a whole number in the account's own currency",
+        "contacts": "contacts by their ids",
+        "company": "a company by its id: make it first",
+    },
     required=("name",),
     fields={
         **_CARD,
@@ -404,7 +455,7 @@ LEADS = Resource(
         Verb.LIST: _listing("leads", {**_CARD_FILTERS, "stage": _stage}),
         Verb.GET: _getting("leads"),
         Verb.CREATE: _creating("leads"),
-        Verb.UPDATE: _updating("leads"),
+        Verb.UPDATE: evolve(_updating("leads"), mending=_mending("leads")),
     },
 )
 
@@ -413,15 +464,16 @@ def _results(rows: Sequence[Row]) -> list[FollowUp]:
     """§12: a task's result is a note of type 13 on the task; one a call, so that one failing is not told of others."""
     said = [row for row in rows if mapping(row.wire.get("result")).get("text")]
     return [
-        FollowUp(call=result_call(row.id, row.wire["result"]["text"]), field="result", rows=(row.number,))
-        for row in said
+        FollowUp(call=_result(row.id, row.wire["result"]["text"]), field="result", rows=(row.number,)) for row in said
     ]
 
 
-def result_call(task: Id | None, text: str) -> Call:
+def _result(task: Id | None, text: str) -> Call:
     note = {"element_id": task, "element_type": wire.ELEMENTS[Kind.TASK], "note_type": wire.TASK_RESULT, "text": text}
     return Call("POST", f"{API}/notes", body={"add": [note]})
 
+
+_CHANGED_TASKS = evolve(_updating("tasks"), mending=_mending("tasks", ("text",)))
 
 TASKS = Resource(
     entity=entities.Task,
@@ -429,6 +481,9 @@ TASKS = Resource(
     decode=codec.decode_task,
     encode=codec.encode_task,
     surviving=codec.surviving_task,
+    limits={
+        "target": "a task hangs on a contact, a company or a lead, by its id",
+    },
     required=("text",),
     fields={
         **_WHO_AND_WHEN,
@@ -436,17 +491,17 @@ TASKS = Resource(
         "type": ALL,
         "due": ALL,
         "done": ALL | COMPLETES,
-        # A result once given cannot be taken back. Completing with one is a flow of extras: it takes two calls.
-        "result": READ | CREATE,
+        # A result once given cannot be taken back.
+        "result": READ | CREATE | COMPLETES,
         # §12 does not say how an update takes a task off what it is about.
         "target": READ | CREATE,
     },
     routes={
         Verb.LIST: _listing("tasks", {**_FILTERS, "target": _target}),
         Verb.GET: _getting("tasks"),
-        Verb.CREATE: evolve(_creating("tasks"), then=_results),
-        Verb.UPDATE: _updating("tasks"),
-        Verb.COMPLETE: evolve(_updating("tasks"), batch=1, advised_batch=None, then=_results),
+        Verb.CREATE: evolve(_creating("tasks"), then=_results, redates=True),
+        Verb.UPDATE: _CHANGED_TASKS,
+        Verb.COMPLETE: evolve(_CHANGED_TASKS, batch=1, advised_batch=None, then=_results),
     },
 )
 
@@ -474,6 +529,12 @@ NOTES = Resource(
     decode=codec.decode_note,
     encode=codec.encode_note,
     surviving=codec.surviving_note,
+    limits={
+        "target": "a note hangs on a contact, a company or a lead, by its id",
+        "kind": "a kind that is not the server's own to write",
+        "raw_kind": "a kind that is not the server's own to write",
+        "params": "a text has no params, and another note's own text is not among them",
+    },
     required=("target",),
     fields={
         # §13: an update takes a text and nothing else.
@@ -489,6 +550,7 @@ NOTES = Resource(
             nested=Nested(parents=tuple(TYPES), every=_notes_under, of=_notes_of),
             rows=wire.rows,
             filters={"updated_since": _updated_since, "ids": _ids},
+            paged=_portions,
         ),
         Verb.GET: Getting(call=_one_note, row=wire.one),
         Verb.CREATE: _creating("notes"),
@@ -530,6 +592,39 @@ FIELDS = Resource(
     routes={Verb.LIST: Listing(call=_account_with("custom_fields"), rows=wire.definitions, paging=Unpaged())},
 )
 
+
+def _address(given: object) -> str:
+    if isinstance(given, str) and given.startswith(("http://", "https://")):
+        return given
+    raise ValueError(f"amoCRM v2 knows a webhook by its address, http…, not by {given!r}")
+
+
+def _hooking(verb: str) -> Writing:
+    """§16: `subscribe` adds events to those of an address; `unsubscribe` without events ends all of it. Both repeat."""
+    return Writing(
+        method="POST",
+        path=lambda row: f"{API}/webhooks/{verb}",
+        wrap=lambda rows: {verb: [{**row.wire, "url": row.wire.get("url", row.id)} for row in rows]},
+        unwrap=wire.hooked,
+        replayable=True,
+    )
+
+
+WEBHOOKS = Resource(
+    entity=vocabulary.Subscription,
+    vendor="webhooks",
+    decode=codec.decode_subscription,
+    encode=codec.encode_subscription,
+    id=_address,
+    required=("url", "events"),
+    fields={"url": READ | CREATE, "events": READ | CREATE},
+    routes={
+        Verb.LIST: Listing(call=read(f"{API}/webhooks"), rows=wire.rows, paging=Unpaged()),
+        Verb.CREATE: _hooking("subscribe"),
+        Verb.DELETE: _hooking("unsubscribe"),
+    },
+)
+
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
@@ -547,6 +642,11 @@ def _me() -> Flow[vocabulary.User]:
 
 def _pipelines() -> Flow[tuple[vocabulary.Pipeline, ...]]:
     return everything(DIALECT, vocabulary.Pipeline)
+
+
+def _task_types() -> Flow[tuple[vocabulary.TaskType, ...]]:
+    reply: Reply = yield _account_with("task_types")
+    return tuple(codec.decode_task_type(row) for row in wire.part("task_types")(reply))
 
 
 def _users() -> Flow[tuple[vocabulary.User, ...]]:
@@ -594,10 +694,12 @@ DIALECT = Dialect(
         "me": _me,
         "pipelines": _pipelines,
         "users": _users,
+        "task_types": _task_types,
         "fields": _fields,
         **{f"fields:{kind}": _fields_of(kind) for kind in wire.GROUPS.values()},
     },
     resources={
-        resource.entity: resource for resource in (CONTACTS, COMPANIES, LEADS, TASKS, NOTES, USERS, PIPELINES, FIELDS)
+        resource.entity: resource
+        for resource in (CONTACTS, COMPANIES, LEADS, TASKS, NOTES, USERS, PIPELINES, FIELDS, WEBHOOKS)
     },
 )

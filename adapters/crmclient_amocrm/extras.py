@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from crmclient import flows
-from crmclient.dialect import Call, Flow, Need, Receipt, Reply, Step, mapping, read
-from crmclient.entities import Entity, Id, Kind, Ref, Task
-from crmclient.errors import CRMError, Invalid, Issue, NotFound, PartlyDone, Rejected, Unsupported
+from crmclient.dialect import Call, Flow, Made, Need, Receipt, Reply, Row, Step, mapping, read
+from crmclient.entities import Entity, Id, Kind, Note, Ref
+from crmclient.errors import CRMError, Invalid, NotFound, Unsupported
 from crmclient.serial import structured
 from crmclient_amocrm import wire
-from crmclient_amocrm.dialect import BATCH, DIALECT, IDS_A_CALL, PAGING, result_call
+from crmclient_amocrm.codec import decode_note
+from crmclient_amocrm.dialect import BATCH, DIALECT, IDS_A_CALL, PAGING
 from crmclient_amocrm.wire import API, CONVERTER, canonical
 
 E = TypeVar("E", bound=Entity)
@@ -64,23 +65,19 @@ def _driven(flow: Flow[T], answer: Any, *, to_the_write: bool = False) -> Flow[t
         answer = yield step
 
 
-# ------------------------------------------------------------------------------------------------------------ tasks
+# ------------------------------------------------------------------------------------------------------------ notes
 
 
-def complete(task: Id, result: str) -> Flow[None]:
-    """Mark a task done, with a result: two calls, as a result is a note of its own (§12).
-
-    Raises NotFound, Rejected; PartlyDone if the task is done and its result was not written.
-    """
-    row = yield from _one("tasks", task)
-    # §12: the page declares the text as required in an update.
-    text = {"text": row["text"]} if row.get("text") else {}
-    yield from _amended("tasks", row, {**text, "is_completed": True})
-    try:
-        yield result_call(row["id"], result)
-    except CRMError as error:
-        issue = Issue(field="result", rule=f"not done: {error.message}", code=error.code, detail=error.detail)
-        raise PartlyDone("the task is done, and its result was not written", [issue], entity=Task(id=task)) from error
+def task_notes(task: Id) -> Flow[tuple[Note, ...]]:
+    """The notes on a task: its results, of type 13 (§13). The neutral task tells its last one."""
+    walk, found = read(f"{API}/notes", ("type", "task"), ("element_id", str(task))), list[Note]()
+    position: int | None = PAGING.first
+    while position is not None:
+        reply: Reply = yield PAGING.at(walk, position)
+        rows = wire.rows(reply)
+        found += yield from flows.settled(lambda context, rows=rows: [decode_note(row, context) for row in rows])
+        position = PAGING.after(position, reply, len(rows))
+    return tuple(found)
 
 
 # -------------------------------------------------------------------------------------------------------- customers
@@ -143,28 +140,10 @@ def _amended(word: str, row: dict[str, Any], change: dict[str, Any]) -> Flow[Non
 # --------------------------------------------------------------------------------------------------------- webhooks
 
 
-def subscriptions() -> Flow[tuple[wire.Subscription, ...]]:
-    """The webhooks of the account (§16)."""
-    reply: Reply = yield read(f"{API}/webhooks")
-    return tuple(structured(CONVERTER, canonical(row), wire.Subscription, "subscription") for row in wire.rows(reply))
-
-
-def subscribe(url: str, events: Iterable[str]) -> Flow[None]:
-    """Have events ("add_lead", "status_lead" …) sent to an address. Asking again changes nothing. Raises Rejected."""
-    return _hooked("subscribe", {"url": url, "events": list(events)})
-
-
-def unsubscribe(url: str, events: Iterable[str] = ()) -> Flow[None]:
-    """Have these events, or all, sent to an address no more. Raises Rejected."""
-    named = list(events)
-    return _hooked("unsubscribe", {"url": url, **({"events": named} if named else {})})
-
-
-def _hooked(verb: str, hook: dict[str, Any]) -> Flow[None]:
-    call = Call("POST", f"{API}/webhooks/{verb}", body={verb: [hook]}, replayable=True)
-    reply: Reply = yield call
-    for row in map(mapping, wire.rows(reply)):
-        if row.get("result") is False:
-            said = str(row.get("notice") or "")
-            issue = Issue(field="url", rule=said or "refused", detail=said or None)
-            raise Rejected(f"amoCRM would not {verb} {hook['url']}", [issue], status=reply.status, detail=said or None)
+def unsubscribe(url: str, events: Iterable[str]) -> Flow[None]:
+    """Have these events sent to an address no more (§16); ``crm.webhooks.delete(url)`` ends all. Raises Rejected."""
+    body = {"unsubscribe": [{"url": url, "events": list(events)}]}
+    reply: Reply = yield Call("POST", f"{API}/webhooks/unsubscribe", body=body, replayable=True)
+    (receipt,) = wire.hooked(reply, [Row(number=0, wire={"url": url}, entity=None)])
+    if not isinstance(receipt, Made):
+        raise receipt.error

@@ -9,7 +9,7 @@ from attrs import evolve, field, frozen
 from crmclient.dialect import Made as Written
 from crmclient.dialect import Receipt, Refused, Reply, Row, Unknown, mapping
 from crmclient.entities import Kind, Label, NoteKind
-from crmclient.errors import AmbiguousWrite, Issue, Rejected, Unreadable
+from crmclient.errors import AmbiguousWrite, Issue, NotFound, Rejected, Unreadable
 from crmclient.serial import strict
 
 CONVERTER = strict()
@@ -204,6 +204,14 @@ class Enum:
 
 
 @frozen(kw_only=True)
+class TaskType:
+    """§6."""
+
+    id: int
+    name: str | None = None
+
+
+@frozen(kw_only=True)
 class FieldDefinition:
     """§6: ``code`` is "" where there is none, and missing on the page of 2017; enums are a map there and a list here."""
 
@@ -281,7 +289,7 @@ def canonical(row: Any) -> Any:
     for name in _LISTS:
         if name in found and (not found[name] or isinstance(found[name], Mapping)):
             found[name] = listed(found[name])
-    if "custom_fields" in found:
+    if isinstance(found.get("custom_fields"), list):
         found["custom_fields"] = [canonical(each) for each in found["custom_fields"]]
     if "enums" in found:
         found["enums"] = _enums(found["enums"])
@@ -297,7 +305,9 @@ def _enums(tree: Any) -> list[Any]:
 
 def number(given: object) -> Any:
     """Digits as a number: an enum is an int in real data and a string on the page of 2017 (§7)."""
-    return int(given) if isinstance(given, str) and given.isascii() and given.isdecimal() else given
+    if isinstance(given, str) and given.isascii() and given.isdecimal() and len(given) < 19:
+        return int(given)
+    return given
 
 
 # "closest_task_at 0 when none, and -62169993017 (year zero) seen" (§8); a client's milliseconds were stored too (§4).
@@ -425,6 +435,9 @@ RULES: Mapping[str, tuple[str, str | None]] = {
 # §4: the text is all that shape 1 tells.
 _STALE = "last modified date is older"
 _ABSENT = ("element not found", "entity not found")
+_NO_ROW = "there is no such row"
+# §5: of notes, of tasks, of catalogs.
+NO_ROWS = ("225", "231", "282")
 
 
 def issue(told: Complaint, row: int | None = None) -> Issue:
@@ -432,7 +445,7 @@ def issue(told: Complaint, row: int | None = None) -> Issue:
     if told.text.lower().startswith(_STALE):
         rule, about = "the row was changed after it was read, or its updated_at lies ahead: read it again", "updated_at"
     elif told.text.lower().rstrip(".") in _ABSENT:
-        rule, about = "there is no such row", "id"
+        rule, about = _NO_ROW, "id"
     return Issue(rule=rule, field=about, code=told.code, detail=told.text or None, row=row)
 
 
@@ -473,7 +486,19 @@ def updated(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
         **{str(request_id("update", row)): row.number for row in sent},
         **{str(row.id): row.number for row in sent},
     }
-    return _receipts(reply, sent, made, _refused(told, names, sent, made))
+    receipts = _receipts(reply, sent, made, _refused(told, names, sent, made))
+    return tuple(_absent(each) for each in receipts)
+
+
+def _absent(receipt: Receipt[Any]) -> Receipt[Any]:
+    """A row that is not there cannot be changed, which is told as by everybody else."""
+    if not isinstance(receipt, Refused) or not isinstance(receipt.error, Rejected):
+        return receipt
+    said = receipt.error
+    if all(each.rule != _NO_ROW for each in said.issues) and said.code not in NO_ROWS:
+        return receipt
+    vendor: dict[str, Any] = {name: getattr(said, name) for name in ("status", "request_id", "code", "detail")}
+    return Refused(error=NotFound(_NO_ROW, **vendor))
 
 
 def _items(reply: Reply) -> list[dict[str, Any]]:
@@ -519,10 +544,30 @@ def _receipts(
     return tuple(found)
 
 
+_NOBODYS = {"item": {"request_id": "?"}}
+
+
+def hooked(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
+    """§16: ``{"url", "result", "notice"}`` for each address; an answer that does not name one leaves it unknown."""
+    told = {str(item.get("url")): item for item in _items(reply)}
+    return tuple(_hooked(reply, row, told.get(str(row.wire.get("url", row.id)), {})) for row in sent)
+
+
+def _hooked(reply: Reply, row: Row, item: dict[str, Any]) -> Receipt[Any]:
+    vendor: dict[str, Any] = {"status": reply.status, "request_id": reply.request_id}
+    if item.get("result") is True:
+        return Written(id=str(item["url"]))
+    if item.get("result") is False:
+        said = _said(item.get("notice")) or None
+        why = Issue(rule=said or "refused", field="url", detail=said, row=row.number)
+        return Refused(error=Rejected("the webhook was refused", [why], detail=said, **vendor))
+    return Unknown(error=AmbiguousWrite("the answer does not name this address", **vendor))
+
+
 def apart(reply: Reply, changed: Iterable[object]) -> tuple[Reply, Reply]:
     """The two halves of an answer in which adds and updates are mixed (§4): the rows of these ids are the updated ones.
 
-    A bare list of errors does not say which half it is about; the rows it leaves open stay unknown.
+    A bare list of errors names a row only with the row itself; what else it says leaves the rows it may mean unknown.
     """
     ids = set(changed)
     body = mapping(reply.body)
@@ -530,10 +575,11 @@ def apart(reply: Reply, changed: Iterable[object]) -> tuple[Reply, Reply]:
     items = _items(reply)
     errors = embedded.get("errors")
     if not isinstance(errors, dict):
-        errors = {"add": {"?": "?"}, "update": {"?": "?"}} if errors else {}
+        named = [each for each in listed(errors) if _one_of(None, each).key is not None]
+        errors = named + [_NOBODYS] * (len(named) < len(listed(errors)))
 
     def half(kept: list[Any]) -> Reply:
         return evolve(reply, body={**body, "_embedded": {**embedded, "items": kept, "errors": errors}})
 
-    new = [item for item in items if item.get("id") not in ids]
-    return half(new), half([item for item in items if item.get("id") in ids])
+    old = [item for item in items if isinstance(item.get("id"), int) and item["id"] in ids]
+    return half([item for item in items if item not in old]), half(old)

@@ -1,19 +1,19 @@
 """Neutral to XML and back: pure functions, one pair an entity.
 
 Elements are read and PHP-style forms are written, so ``whole_…`` turns a reading into the form that says the same: an
-edit sends everything, what the neutral model does not name too (web pages, addresses, messengers).
+edit sends everything, what the neutral model does not name too.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from attrs import evolve
 
 from crmclient import entities
-from crmclient.dialect import Context
-from crmclient.entities import Email, Kind, Label, Link, Money, Phone, Ref, Tag
+from crmclient.dialect import Context, mapping
+from crmclient.entities import Email, FieldType, FieldValue, Kind, Label, Link, Money, Phone, Ref, Tag
 from crmclient.errors import Invalid, Issue
 from crmclient_amoxml import wire
 from crmclient_amoxml.wire import (
@@ -49,6 +49,8 @@ def decode_contact(words: Words, row: Element, context: Context) -> entities.Con
     if "emails" not in read.told:
         # §6: a short row brings no e-mails; then a position that is missing is not told, elsewhere it is empty.
         unread |= {"position", "company"} - read.told
+    if not {"webs", "addresses", "messengers"} <= read.told:
+        unread |= {"fields"}
     return entities.Contact(
         id=read.id,
         name=read.name,
@@ -59,12 +61,33 @@ def decode_contact(words: Words, row: Element, context: Context) -> entities.Con
         company=Link(Ref(Kind.COMPANY, read.company.id), name=read.company.name) if read.company else None,
         deals=_links(Kind.DEAL, read.deals),
         tags=tuple(Tag(name) for name in read.tags),
+        fields=_fields(read),
         owner=_user(read),
         created_at=_utc(read.date_create, context),
         updated_at=_utc(read.date_modify, context),
         raw=row,
         unread=unread,
     )
+
+
+# The seed's web_addresses, addresses and instant_messengers, under the codes the vendor's later APIs know them by.
+WEB, ADDRESS, MESSENGER = "WEB", "ADDRESS", "IM"
+CODES: Mapping[str, FieldType] = {WEB: FieldType.URL, ADDRESS: FieldType.STREET, MESSENGER: FieldType.MULTITEXT}
+
+
+def _fields(read: wire.Contact) -> tuple[FieldValue, ...]:
+    """There are no custom fields, only these three sections."""
+    said: Mapping[str, list[Any]] = {
+        WEB: [each.value for each in read.webs],
+        ADDRESS: [each.value for each in read.addresses],
+        MESSENGER: [_messenger(each) for each in read.messengers],
+    }
+    return tuple(FieldValue(parts, code=code, type=CODES[code]) for code, parts in said.items() if parts)
+
+
+def _messenger(each: Entry) -> str | dict[str, str]:
+    """A map where its protocol is told, as with a labelled value of any dialect."""
+    return {"value": each.value, "enum": each.label} if each.label else each.value
 
 
 def encode_contact(contact: entities.Contact, fields: frozenset[str], context: Context) -> dict[str, Any]:
@@ -82,12 +105,46 @@ def encode_contact(contact: entities.Contact, fields: frozenset[str], context: C
         data["phone_numbers"] = _paired(_entries(contact.phones, PHONE_LABELS), "number", "location")
     if "emails" in fields:
         data["email_addresses"] = _paired(_entries(contact.emails, EMAIL_LABELS), "address", "location")
+    if "fields" in fields:
+        data |= _sections(contact)
     found |= _owner_and_tags(contact, fields)
     return {**found, **({"contact_data": data} if data else {})}
 
 
+def _sections(contact: entities.Contact) -> dict[str, Any]:
+    """The three sections as forms: those that are named, and of a contact that was read whole those that went."""
+    read_whole = (contact.raw is not None or contact.written is not None) and "fields" not in contact.unread
+    parts = {code: list[Entry]() for code in CODES if read_whole or not contact.fields}
+    for value in contact.fields:
+        if value.code is not None and value.code in CODES:
+            parts.setdefault(value.code, []).extend(_entry(part) for part in value.values)
+    return {_SECTIONS[code]: _section(code, given) for code, given in parts.items()}
+
+
+_SECTIONS = {WEB: "web_addresses", ADDRESS: "addresses", MESSENGER: "instant_messengers"}
+
+
+def _section(code: str, given: Sequence[Entry]) -> Any:
+    if code == ADDRESS:
+        return _streets(given)
+    return _paired(given, "url", "") if code == WEB else _paired(given, "address", "protocol")
+
+
+def _entry(part: Any) -> Entry:
+    said = mapping(part)
+    return Entry(said["value"], said.get("enum") or "") if said else Entry(part)
+
+
+def _streets(given: Sequence[Entry]) -> Any:
+    """§4: addresses are a map {street} in the seed, and a list of them in a live client."""
+    streets = [{"street": each.value} for each in given]
+    return streets if len(streets) > 1 else {"street": "", **(streets[0] if streets else {})}
+
+
 def surviving_contact(contact: entities.Contact) -> entities.Contact:
-    """Labels of the vendor's list, no empty phones or e-mails, a company without a role."""
+    """Labels of the vendor's list, no empty phones or e-mails, a company without a role, and of custom fields the three
+    sections that there are for web pages, addresses and messengers.
+    """
     company = contact.company and evolve(contact.company, main=False, name=_sayable(contact.company.name))
     return evolve(
         contact,
@@ -97,14 +154,29 @@ def surviving_contact(contact: entities.Contact) -> entities.Contact:
         emails=_reachable(contact.emails, EMAIL_LABELS),
         company=company if company and (company.name or company.ref.id is not None) else None,
         tags=_surviving_tags(contact.tags),
+        fields=tuple(filter(None, map(_surviving_field, contact.fields))),
     )
+
+
+def _surviving_field(value: FieldValue) -> FieldValue | None:
+    if value.code not in CODES or value.field is not None:
+        return None
+    kept = tuple(part for part in value.values if _is_text(part) or (value.code == MESSENGER and _is_messenger(part)))
+    return evolve(value, values=kept) if kept or not value.values else None
+
+
+def _is_messenger(part: Any) -> bool:
+    said = mapping(part)
+    return said.keys() <= {"value", "enum"} and all(map(_is_text, (said.get("value"), said.get("enum") or "-")))
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, str) and bool(part.strip()) and _sayable(part) == part
 
 
 def whole_contact(words: Words, reading: Element) -> dict[str, Any]:
     """seed, "Editing a contact": "you need to transfer all the contact information"."""
     read = wire.contact(reading, words)
-    # §4: addresses are a map {street} in the seed, and a list of them in a live client.
-    streets = [{"street": each.value} for each in read.addresses]
     return {
         "person_name": read.name or "",
         "person_position": read.position or "",
@@ -114,7 +186,7 @@ def whole_contact(words: Words, reading: Element) -> dict[str, Any]:
             "phone_numbers": _paired(read.phones, "number", "location"),
             "email_addresses": _paired(read.emails, "address", "location"),
             "web_addresses": _paired(read.webs, "url", ""),
-            "addresses": streets if len(streets) > 1 else {"street": "", **(streets[0] if streets else {})},
+            "addresses": _streets(read.addresses),
             "instant_messengers": _paired(read.messengers, "address", "protocol"),
         },
         "main_user_id": (read.user.id if read.user else None) or "",
@@ -122,10 +194,23 @@ def whole_contact(words: Words, reading: Element) -> dict[str, Any]:
     }
 
 
-def contact_lacks(words: Words, reading: Element) -> tuple[str, ...]:
+# By section of a reading, the key under which an edit says it.
+_CONTACT_KEYS = {
+    "name": "person_name",
+    "phones": "phone_numbers",
+    "emails": "email_addresses",
+    "webs": "web_addresses",
+    "addresses": "addresses",
+    "messengers": "instant_messengers",
+    "tags": "tags",
+    "user": "main_user_id",
+}
+
+
+def contact_lacks(words: Words, reading: Element, change: Mapping[str, Any]) -> tuple[str, ...]:
     """What an edit would erase, because the detail does not tell it. A position and a company may be left out (§6)."""
-    sections = ("name", "phones", "emails", "webs", "addresses", "messengers", "tags", "user")
-    return _untold(wire.contact(reading, words).told, sections)
+    said = {*change, *change.get("contact_data", ())}
+    return _untold(wire.contact(reading, words).told, _CONTACT_KEYS, said)
 
 
 # ---------------------------------------------------------------------------------------------------------- deals
@@ -199,11 +284,21 @@ def whole_deal(words: Words, reading: Element) -> dict[str, Any]:
     }
 
 
-def deal_lacks(words: Words, reading: Element) -> tuple[str, ...]:
+_DEAL_KEYS = {
+    "name": "name",
+    "price": "price",
+    "status": "status_id",
+    "user": "main_user_id",
+    "tags": "tags",
+    "contacts": "linked_contact",
+}
+
+
+def deal_lacks(words: Words, reading: Element, change: Mapping[str, Any]) -> tuple[str, ...]:
     """What an edit would erase; it writes one contact, and what it does to the others nobody knows (§7.12)."""
     read = wire.deal(reading, words)
     more = ("contacts besides the first",) if len(read.contacts) > 1 else ()
-    return _untold(read.told, ("name", "price", "status", "user", "tags", "contacts")) + more
+    return _untold(read.told, _DEAL_KEYS, change) + more
 
 
 # ---------------------------------------------------------------------------------------------------------- notes
@@ -299,10 +394,11 @@ def whole_task(words: Words, reading: Element) -> dict[str, Any]:
 _TASK_KEYS = ("BODY", "END_DATE", "MAIN_USER", "TASK_TYPE", "TASK_OBJECT", "ELEMENT_TYPE")
 
 
-def task_lacks(words: Words, reading: Element) -> tuple[str, ...]:
+def task_lacks(words: Words, reading: Element, change: Mapping[str, Any]) -> tuple[str, ...]:
     if "tag" not in reading:
-        return tuple(key for key in _TASK_KEYS[:4] if key not in reading)
-    return _untold(wire.task(reading, words).told, ("body", "end_date", "user", "task_type"))
+        return tuple(key for key in _TASK_KEYS[:4] if key not in reading and key not in change)
+    keys = {"body": "BODY", "end_date": "END_DATE", "user": "MAIN_USER", "task_type": "TASK_TYPE"}
+    return _untold(wire.task(reading, words).told, keys, change)
 
 
 def linked(target: Ref | None) -> dict[str, Any]:
@@ -321,8 +417,9 @@ def _unread(told: frozenset[str], sections: Mapping[str, str], context: Context)
     return frozenset(name for name, section in sections.items() if section not in told) | times
 
 
-def _untold(told: frozenset[str], sections: Iterable[str]) -> tuple[str, ...]:
-    return tuple(section for section in sections if section not in told)
+def _untold(told: frozenset[str], keys: Mapping[str, str], said: Container[str]) -> tuple[str, ...]:
+    """Sections that neither the reading tells nor the change says."""
+    return tuple(section for section, key in keys.items() if section not in told and key not in said)
 
 
 def _utc(clock: datetime | None, context: Context) -> datetime | None:

@@ -16,6 +16,7 @@ from crmclient.dialect import (
     Call,
     Dialect,
     Filter,
+    Flow,
     Getting,
     Listing,
     Merging,
@@ -34,6 +35,7 @@ from crmclient.entities import Kind, Ref
 from crmclient.errors import AuthFailed, CRMError, NotFound, Rejected
 from crmclient.formats import FormsInXmlOut
 from crmclient.paging import PageNumber
+from crmclient.vocabulary import Field, TaskType
 from crmclient_amoxml import codec, wire
 from crmclient_amoxml.wire import API, ELEMENTS, USUAL, Element, Words
 
@@ -126,7 +128,12 @@ def _search(name: str) -> Narrow:
 
 
 def _writing(
-    name: str, action: str, fields: Callable[[Row], Mapping[str, Any]] = lambda row: {}, *, replayable: bool = False
+    name: str,
+    action: str,
+    fields: Callable[[Row], Mapping[str, Any]] = lambda row: {},
+    *,
+    replayable: bool = False,
+    find: Callable[[Any], Filter | None] | None = None,
 ) -> Writing:
     """A form with its ACTION and, for a row that is there already, its ID."""
 
@@ -135,7 +142,34 @@ def _writing(
         return {"ACTION": action, **({"ID": row.id} if row.id is not None else {}), **fields(row)}
 
     path = f"{API}/{name}.php"
-    return Writing(method="POST", path=lambda row: path, wrap=wrap, unwrap=wire.written, replayable=replayable)
+    return Writing(
+        method="POST", path=lambda row: path, wrap=wrap, unwrap=wire.written, replayable=replayable, find=find
+    )
+
+
+def _by_word(row: entities.Contact | entities.Deal) -> Filter | None:
+    """seed: "any keyword or (e-mail, name, company name, etc.)"; an e-mail is one word, and nobody else's."""
+    words = [*(email.value for email in getattr(row, "emails", ())), row.name]
+    words += [phone.value for phone in getattr(row, "phones", ())]
+    word = next((word for word in words if word and word.strip()), None)
+    return Filter(text=word) if word is not None else None
+
+
+def _by_card(row: entities.Note | entities.Task) -> Filter | None:
+    """A note or a task stands on the card of what it hangs on."""
+    return Filter(target=row.target)
+
+
+def task_types() -> Flow[tuple[TaskType, ...]]:
+    """seed: "type of problem, maybe CALL / LETTER / MEETING": no page lists them, and none has to."""
+    yield from ()
+    return tuple(TaskType(id=word, name=word.title()) for word in wire.TASK_TYPES)
+
+
+def fields() -> Flow[Mapping[str, Field]]:
+    """The sections of a contact's form that the model has no fields of its own for, by code: they are three and fixed."""
+    yield from ()
+    return {code: Field(entity=Kind.CONTACT, code=code, type=type) for code, type in codec.CODES.items()}
 
 
 def _under(key: str) -> Callable[[Row], Mapping[str, Any]]:
@@ -163,6 +197,10 @@ def is_person(words: Words, row: Element) -> bool:
 
 # ------------------------------------------------------------------------------------------------------ the dialect
 
+# What codec.surviving_… keeps to, in words.
+SAYABLE = "a text without control characters, which XML cannot say"
+TAGS = "tags travel as one text parted by commas, so none holds a comma, nor what XML cannot say"
+
 
 def speaking(words: Words) -> Dialect:
     """The dialect with other tags for what no source evidences: what your account really answers."""
@@ -174,12 +212,25 @@ def speaking(words: Words) -> Dialect:
         row = wire.one(reply, words.contact)
         return row if is_person(words, row) else None
 
+    one_contact = Getting(call=lambda id, target: detail(Ref(Kind.CONTACT, id)), row=person)
+    one_deal = Getting(
+        call=lambda id, target: detail(Ref(Kind.DEAL, id)), row=lambda reply: wire.one(reply, words.deal)
+    )
     contacts = Resource(
         entity=entities.Contact,
         vendor="contacts",
         decode=partial(codec.decode_contact, words),
         encode=codec.encode_contact,
         surviving=codec.surviving_contact,
+        limits={
+            "name": SAYABLE,
+            "position": SAYABLE,
+            "phones": "phones with a number and a label of the vendor's list",
+            "emails": "e-mails with an address and a label of the vendor's list",
+            "company": "a company by its id or its name, and no main one",
+            "tags": TAGS,
+            "fields": "web pages, addresses and messengers alone, by the codes WEB, ADDRESS and IM",
+        },
         fields={
             "name": ALL,
             "position": ALL,
@@ -187,6 +238,7 @@ def speaking(words: Words) -> Dialect:
             "emails": ALL,
             "company": ALL,
             "tags": ALL,
+            "fields": ALL,
             "owner": ALL,
             "deals": READ,
             "created_at": READ,
@@ -199,11 +251,10 @@ def speaking(words: Words) -> Dialect:
                 filters={"text": _search("contact_search")},
                 trusted=frozenset({"text"}),
             ),
-            Verb.GET: Getting(call=lambda id, target: detail(Ref(Kind.CONTACT, id)), row=person),
-            Verb.CREATE: _writing("contact_add", "ADD_PERSON", _under("contact")),
+            Verb.GET: one_contact,
+            Verb.CREATE: _writing("contact_add", "ADD_PERSON", _under("contact"), find=_by_word),
             Verb.UPDATE: Merging(
-                read=lambda id: detail(Ref(Kind.CONTACT, id)),
-                row=person,
+                read=one_contact,
                 whole=partial(codec.whole_contact, words),
                 lacks=partial(codec.contact_lacks, words),
                 write=_writing("contact_add", "EDIT", _under("contact")),
@@ -217,6 +268,12 @@ def speaking(words: Words) -> Dialect:
         decode=partial(codec.decode_deal, words),
         encode=codec.encode_deal,
         surviving=codec.surviving_deal,
+        limits={
+            "name": SAYABLE,
+            "contacts": "one contact, which is the main one, by its id",
+            "price": "an amount in the account's own currency",
+            "tags": TAGS,
+        },
         fields={
             "name": ALL,
             "price": ALL,
@@ -234,13 +291,10 @@ def speaking(words: Words) -> Dialect:
                 filters={"text": _search("deal_search")},
                 trusted=frozenset({"text"}),
             ),
-            Verb.GET: Getting(
-                call=lambda id, target: detail(Ref(Kind.DEAL, id)), row=lambda reply: wire.one(reply, words.deal)
-            ),
-            Verb.CREATE: _writing("deal_add", "ADD", _under("deal")),
+            Verb.GET: one_deal,
+            Verb.CREATE: _writing("deal_add", "ADD", _under("deal"), find=_by_word),
             Verb.UPDATE: Merging(
-                read=lambda id: detail(Ref(Kind.DEAL, id)),
-                row=lambda reply: wire.one(reply, words.deal),
+                read=one_deal,
                 whole=partial(codec.whole_deal, words),
                 lacks=partial(codec.deal_lacks, words),
                 write=_writing("deal_add", "EDIT", _under("deal")),
@@ -255,13 +309,17 @@ def speaking(words: Words) -> Dialect:
         decode=partial(codec.decode_note, words),
         encode=codec.encode_note,
         surviving=codec.surviving_note,
+        limits={
+            "text": SAYABLE,
+            "target": "a note hangs on a contact or a deal",
+        },
         required=("text", "target"),
         fields={"text": ALL, "target": READ | CREATE, "owner": READ, "created_at": READ},
         routes={
             Verb.LIST: Listing(
                 rows=lambda reply: wire.rows(reply, words.notes), nested=Nested(parents=tuple(ELEMENTS), of=detail)
             ),
-            Verb.CREATE: _writing("note_add", "ADD_NOTE", _plain),
+            Verb.CREATE: _writing("note_add", "ADD_NOTE", _plain, find=_by_card),
             Verb.UPDATE: _writing("note_add", "EDIT_NOTE", _plain),
             Verb.DELETE: _writing("note_add", "NOTE_DELETE"),
         },
@@ -272,6 +330,11 @@ def speaking(words: Words) -> Dialect:
         decode=partial(codec.decode_task, words),
         encode=codec.encode_task,
         surviving=codec.surviving_task,
+        limits={
+            "text": SAYABLE,
+            "target": "a task hangs on a contact or a deal",
+            "type": f"a task is a {', '.join(wire.TASK_TYPES)}",
+        },
         # seed: of the parameters only the object is "not required"; and without it no page shows the task again.
         required=("text", "due", "owner", "type", "target"),
         fields={"text": ALL, "due": ALL, "owner": ALL, "type": ALL, "target": ALL, "done": READ | COMPLETE},
@@ -279,10 +342,9 @@ def speaking(words: Words) -> Dialect:
             Verb.LIST: Listing(
                 rows=lambda reply: wire.rows(reply, words.tasks), nested=Nested(parents=tuple(ELEMENTS), of=detail)
             ),
-            Verb.CREATE: _writing("task_add", "ADD_TASK", _new_task),
+            Verb.CREATE: _writing("task_add", "ADD_TASK", _new_task, find=_by_card),
             # One task cannot be read alone: what it was read with is laid under the change.
             Verb.UPDATE: Merging(
-                row=lambda reply: None,
                 whole=partial(codec.whole_task, words),
                 lacks=partial(codec.task_lacks, words),
                 write=_writing("task_add", "EDIT_TASK", _old_task),
@@ -309,6 +371,7 @@ def speaking(words: Words) -> Dialect:
             Bearer(),
         ),
         judge=partial(judge, words),
+        settings={"task_types": task_types, f"fields:{Kind.CONTACT}": fields},
         resources={resource.entity: resource for resource in (contacts, deals, notes, tasks)},
     )
 

@@ -76,7 +76,7 @@ def decode_deal(row: Any, context: Context) -> entities.Deal:
 
 
 def _outcome(deal: wire.Deal, context: Context) -> Outcome | None:
-    for pipeline in context.part("pipelines"):
+    for pipeline in context.part_if_allowed("pipelines") or ():
         if deal.pipeline_id in (None, pipeline.id):
             for stage in pipeline.stages:
                 if stage.id == deal.stage or stage.name == deal.stage:

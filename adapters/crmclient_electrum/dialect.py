@@ -1,5 +1,6 @@
 """Electrum CRM REST v2 as a value. Sources: the vendor's page (seed) and reference electrum-v2, sections named."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from crmclient import entities, vocabulary
@@ -109,9 +110,9 @@ def _whole_deal(words: Words) -> Any:
     return whole
 
 
-def _deal_lacks(reading: Any) -> tuple[str, ...]:
+def _deal_lacks(reading: Any, change: Mapping[str, Any]) -> tuple[str, ...]:
     """A list item may be a reduced one (§6), and one deal cannot be read: then nobody knows the rest of it."""
-    return tuple(key for key in ("amount", "pipeline_id", "stage") if reading.get(key) is None)
+    return tuple(key for key in ("amount", "pipeline_id", "stage") if reading.get(key) is None and key not in change)
 
 
 def _pipelines() -> Flow[tuple[vocabulary.Pipeline, ...]]:
@@ -126,12 +127,18 @@ def _me() -> Flow[vocabulary.User]:
 
 def speaking(words: Words) -> Dialect:
     """The dialect with other names for what no source evidences: what your installation really says."""
+    one_contact = Getting(call=lambda id, target: read(at_path("/contacts/{id}", id=id)), row=wire.one)
     contacts = Resource(
         entity=entities.Contact,
         vendor="contacts",
         decode=codec.decode_contact,
         encode=codec.encode_contact,
         surviving=codec.surviving_contact,
+        limits={
+            "phones": "one phone, without a label",
+            "emails": "one e-mail, without a label",
+            "company": "a company by its name: it is no row of its own",
+        },
         required=("name",),
         fields={
             "name": ALL,
@@ -144,13 +151,12 @@ def speaking(words: Words) -> Dialect:
         },
         routes={
             Verb.LIST: Listing(call=read("/contacts"), rows=wire.rows),
-            Verb.GET: Getting(call=lambda id, target: read(at_path("/contacts/{id}", id=id)), row=wire.one),
+            Verb.GET: one_contact,
             Verb.CREATE: _creating("/contacts"),
             Verb.UPDATE: Merging(
-                read=lambda id: read(at_path("/contacts/{id}", id=id)),
-                row=wire.one,
+                read=one_contact,
                 whole=_whole_contact,
-                lacks=lambda reading: (),
+                lacks=lambda reading, change: (),
                 write=Writing(method="PUT", path=_at("/contacts/{id}"), unwrap=_done),
             ),
             Verb.DELETE: Writing(method="DELETE", path=_at("/contacts/{id}"), wrap=lambda rows: None, unwrap=_done),
@@ -162,6 +168,10 @@ def speaking(words: Words) -> Dialect:
         decode=codec.decode_deal,
         encode=codec.encode_deal(words),
         surviving=codec.surviving_deal,
+        limits={
+            "contacts": "one contact, which is the main one, by its id",
+            "price": "an amount in the account's own currency",
+        },
         fields={
             "name": ALL,
             "price": ALL,
@@ -186,7 +196,6 @@ def speaking(words: Words) -> Dialect:
             ),
             Verb.CREATE: _creating("/deals"),
             Verb.UPDATE: Merging(
-                row=wire.one,
                 whole=_whole_deal(words),
                 lacks=_deal_lacks,
                 write=Writing(method="PUT", path=_at("/deals/{id}"), unwrap=_done),
@@ -200,6 +209,9 @@ def speaking(words: Words) -> Dialect:
         decode=codec.decode_task,
         encode=codec.encode_task(words),
         surviving=codec.surviving_task,
+        limits={
+            "target": "a task hangs on a deal or a contact",
+        },
         fields={
             "text": READ | CREATE,
             "due": READ | CREATE,

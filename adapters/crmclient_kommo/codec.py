@@ -4,11 +4,12 @@
 company) is cut off by the route's envelope. ``surviving`` leaves nothing that ``encode`` refuses.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from functools import lru_cache
 from math import isfinite
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from attrs import evolve
 
@@ -29,16 +30,18 @@ from crmclient.entities import (
     Tag,
 )
 from crmclient.errors import IncompleteRead, Invalid, Issue
-from crmclient.serial import structured
+from crmclient.serial import maker, structured
 from crmclient.vocabulary import zone_named
 from crmclient_kommo import wire
 from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES, WRITABLE_NOTES, moment
+
+T = TypeVar("T")
 
 WON, LOST = 142, 143
 
 # The fields of a person that are custom fields on the wire (§4.2).
 PHONE, EMAIL, POSITION = "PHONE", "EMAIL", "POSITION"
-_BUILT_IN = (PHONE, EMAIL, POSITION)
+_BUILT_IN = frozenset({PHONE, EMAIL, POSITION})
 
 # §4.7. Where several words are one type, the first is the word of a card's field; the others are a catalog's.
 # A type that is not here stays in `raw`.
@@ -71,10 +74,13 @@ FIELD_TYPES: Mapping[str, FieldType] = {
 }
 FIELD_WORDS: Mapping[FieldType, str] = {type: word for word, type in reversed(FIELD_TYPES.items())}
 
-_DAYS = (FieldType.DATE, FieldType.BIRTHDAY)
-_NUMBERS = (FieldType.NUMBER, FieldType.MONEY)
+_DAYS = frozenset({FieldType.DATE, FieldType.BIRTHDAY})
+_NUMBERS = frozenset({FieldType.NUMBER, FieldType.MONEY})
 # §4.8: their value is an object in the vendor's words; a chained list's has no `value` around it.
-_OBJECTS = (FieldType.LEGAL, FieldType.ITEMS, FieldType.LINKED, FieldType.FILE, FieldType.CHAINED)
+_OBJECTS = frozenset({FieldType.LEGAL, FieldType.ITEMS, FieldType.LINKED, FieldType.FILE, FieldType.CHAINED})
+# What they hold is not, or not only, what stands in each `value`.
+_NOT_IN_VALUE = frozenset({FieldType.ADDRESS, FieldType.CHAINED, FieldType.MULTITEXT})
+_CHOICES = (FieldType.SELECT, FieldType.MULTISELECT, FieldType.RADIO)
 # §4.8: the lines of a smart address, in the order of their enum ids 1 to 6.
 _LINES: Mapping[str, str] = {
     "line1": "address_line_1",
@@ -91,22 +97,28 @@ _LINES: Mapping[str, str] = {
 
 def decode_contact(row: Any, context: Context) -> entities.Contact:
     read = structured(CONVERTER, row, wire.Contact, "contact")
-    companies = read.embedded.companies
-    return entities.Contact(
-        **_owned(read),
+    embedded, companies = read.embedded, read.embedded.companies
+    position, phones, emails, values = _read_customs(read.custom_fields_values, context)
+    return _contact(
+        id=read.id,  # as in _owned; to unpack a map takes longer, and of contacts there are most
+        owner=_user(read.responsible_user_id),
+        created_by=_user(read.created_by),
+        updated_by=_user(read.updated_by),
+        created_at=moment(read.created_at),
+        updated_at=moment(read.updated_at),
         name=read.name or None,
         first_name=read.first_name or None,  # "" when only `name` was given (§4.2)
         last_name=read.last_name or None,
-        position=_text_of(read.custom_fields_values, POSITION),
-        phones=tuple(Phone(value, **label) for value, label in _labelled(read.custom_fields_values, PHONE)),
-        emails=tuple(Email(value, **label) for value, label in _labelled(read.custom_fields_values, EMAIL)),
-        company=Link(Ref(Kind.COMPANY, companies[0].id)) if companies else None,
-        deals=_links(Kind.DEAL, read.embedded.leads),
-        tags=_tags(read.embedded),
-        fields=_fields(read.custom_fields_values, context),
+        position=position,
+        phones=phones,
+        emails=emails,
+        company=_link(_ref(_COMPANY, companies[0].id)) if companies else None,
+        deals=_links(_DEAL, embedded.leads),
+        tags=_tags(embedded),
+        fields=values,
         deleted=read.is_deleted or False,
         raw=row,
-        unread=_unread(deals=read.embedded.leads, company=companies),
+        unread=_unread(deals=embedded.leads, company=companies),
     )
 
 
@@ -130,18 +142,20 @@ def surviving_contact(contact: entities.Contact) -> entities.Contact:
 
 def decode_company(row: Any, context: Context) -> entities.Company:
     read = structured(CONVERTER, row, wire.Contact, "company")
-    return entities.Company(
+    embedded = read.embedded
+    _, phones, emails, values = _read_customs(read.custom_fields_values, context)
+    return _company(
         **_owned(read),
         name=read.name or None,
-        phones=tuple(Phone(value, **label) for value, label in _labelled(read.custom_fields_values, PHONE)),
-        emails=tuple(Email(value, **label) for value, label in _labelled(read.custom_fields_values, EMAIL)),
-        contacts=_links(Kind.CONTACT, read.embedded.contacts),
-        deals=_links(Kind.DEAL, read.embedded.leads),
-        tags=_tags(read.embedded),
-        fields=_fields(read.custom_fields_values, context),
+        phones=phones,
+        emails=emails,
+        contacts=_links(_CONTACT, embedded.contacts),
+        deals=_links(_DEAL, embedded.leads),
+        tags=_tags(embedded),
+        fields=values,
         deleted=read.is_deleted or False,
         raw=row,
-        unread=_unread(contacts=read.embedded.contacts, deals=read.embedded.leads),
+        unread=_unread(contacts=embedded.contacts, deals=embedded.leads),
     )
 
 
@@ -170,10 +184,10 @@ def decode_deal(row: Any, context: Context) -> entities.Deal:
         stage=Ref(Kind.STAGE, read.status_id) if read.status_id else None,
         outcome=_outcome(read.status_id),
         closed_at=moment(read.closed_at),
-        contacts=_links(Kind.CONTACT, read.embedded.contacts),
-        company=Link(Ref(Kind.COMPANY, companies[0].id)) if companies else None,
+        contacts=_links(_CONTACT, read.embedded.contacts),
+        company=_link(_ref(_COMPANY, companies[0].id)) if companies else None,
         tags=_tags(read.embedded),
-        fields=_fields(read.custom_fields_values, context),
+        fields=_read_customs(read.custom_fields_values, context)[-1],
         deleted=read.is_deleted or False,
         raw=row,
         unread=_unread(contacts=read.embedded.contacts, company=companies),
@@ -291,7 +305,8 @@ def encode_note(note: entities.Note, fields: frozenset[str], context: Context) -
         if word is None:
             raise Invalid("a note of another kind needs raw_kind", [Issue(field="raw_kind", rule="the vendor's word")])
         if word not in WRITABLE_NOTES:
-            raise Invalid(f"Kommo takes no note of the kind {word}", [Issue(field="kind", rule="it can only be read")])
+            issue = Issue(field="kind", rule=f"{word} can only be read")
+            raise Invalid(f"Kommo takes no note of the kind {word}", [issue])
         # A note's params are written whole, and the type with them (§4.5).
         found["note_type"] = word
         found["params"] = {**note.params, **({"text": note.text} if note.text is not None else {})}
@@ -366,6 +381,81 @@ def decode_field(row: Any, context: Context) -> vocabulary.Field:
     )
 
 
+# §4.9: the colours a stage may have.
+COLORS = (
+    *("#fffeb2", "#fffd7f", "#fff000", "#ffeab2", "#ffdc7f", "#ffce5a", "#ffdbdb"),
+    *("#ffc8c8", "#ff8f92", "#d6eaff", "#c1e0ff", "#98cbff", "#ebffb1", "#deff81"),
+    *("#87f2c0", "#f9deff", "#f3beff", "#ccc8f9", "#eb93ff", "#f2f3f4", "#e6e8ea"),
+)
+
+
+def encode_pipeline(given: vocabulary.Pipeline, fields: frozenset[str], context: Context) -> dict[str, Any]:
+    words = {"name": "name", "sort": "sort", "main": "is_main"}
+    found: dict[str, Any] = {word: getattr(given, name) for name, word in words.items() if name in fields}
+    if "stages" in fields:
+        found["_embedded"] = {"statuses": [encode_stage(stage, at) for at, stage in enumerate(given.stages)]}
+    return found
+
+
+def encode_stage(stage: vocabulary.Stage, place: int = 0) -> dict[str, Any]:
+    """§4.9: of the won and the lost one only the name may be told."""
+    if stage.id in (WON, LOST):
+        return {"id": stage.id, "name": stage.name}
+    row = {"name": stage.name, "sort": stage.sort or 20 + 10 * place}
+    return {**row, **({"color": stage_color(stage.color)} if stage.color else {})}
+
+
+def stage_color(color: str | None) -> str | None:
+    if color is not None and color.lower() not in COLORS:
+        raise Invalid("a stage", [Issue(field="color", rule=f"one of kommo.COLORS, not {color!r}")])
+    return color.lower() if color is not None else None
+
+
+def decode_tag(row: Any, context: Context) -> vocabulary.KnownTag:
+    read = structured(CONVERTER, row, wire.KnownTag, "tag")
+    if context.parent is None:
+        raise Invalid(f"whose tag {read.id} is only the address tells that it was read from")
+    return vocabulary.KnownTag(id=read.id, entity=context.parent.kind, name=read.name, color=read.color, raw=row)
+
+
+def encode_tag(tag: vocabulary.KnownTag, fields: frozenset[str], context: Context) -> dict[str, Any]:
+    """§4.6: a colour is for leads only, and so is renaming, of which only the vendor's PHP library tells."""
+    if tag.entity is not Kind.DEAL and (tag.color is not None or tag.id is not None):
+        rule = "only a lead's tag has one" if tag.color is not None else "only a lead's tag can be renamed"
+        raise Invalid("a tag", [Issue(field="color" if tag.color is not None else "name", rule=rule)])
+    # A tag without its name cannot be told of.
+    found: dict[str, Any] = {"name": tag.name}
+    if "color" in fields:
+        found["color"] = tag.color.lstrip("#").upper() if tag.color else None
+    return found
+
+
+def decode_subscription(row: Any, context: Context) -> vocabulary.Subscription:
+    """§4.12. It is ended by its address, which is its id here; the vendor's number of it stays in `raw`."""
+    read = structured(CONVERTER, row, wire.Hook, "webhook")
+    # A list when read; the live answer to a subscription has an object, {"add_lead": 1}.
+    said = mapping(read.settings)
+    events = tuple(map(str, [name for name, on in said.items() if on] or array(read.settings)))
+    url = read.destination
+    return vocabulary.Subscription(id=url, url=url, events=events, active=not read.disabled, raw=row)
+
+
+def encode_subscription(given: vocabulary.Subscription, fields: frozenset[str], context: Context) -> dict[str, Any]:
+    """§4.12: told anew it is told whole."""
+    if given.id is not None and given.url not in (None, given.id):
+        raise Invalid("a subscription", [Issue(field="url", rule="another address is another subscription")])
+    return {"destination": given.url or given.id, "settings": list(given.events)}
+
+
+def encode_definition(given: vocabulary.Field, fields: frozenset[str], context: Context) -> dict[str, Any]:
+    """§4.7: a type is due. What another account called its options is nothing to this one."""
+    if given.id is not None:
+        return encode_field(given, fields)
+    row = encode_field(given, fields | {"type"})
+    options = [{key: part for key, part in option.items() if key != "id"} for option in row.pop("enums", ())]
+    return {**row, **({"enums": options} if options else {})}
+
+
 def encode_field(given: vocabulary.Field, fields: frozenset[str]) -> dict[str, Any]:
     """§4.7. An option goes with its id: one sent without loses its old one, and every row's choice of it."""
     found: dict[str, Any] = {name: getattr(given, name) for name in ("name", "code") if name in fields}
@@ -432,7 +522,27 @@ def _owned(read: Any) -> dict[str, Any]:
 
 
 def _user(id: int | None) -> Ref | None:
-    return Ref(Kind.USER, id) if id is not None else None
+    return _ref(_USER, id) if id is not None else None
+
+
+# Members of an enum are slow to get at, and these are asked for in each row.
+_USER, _FIELD, _CONTACT, _COMPANY, _DEAL = Kind.USER, Kind.FIELD, Kind.CONTACT, Kind.COMPANY, Kind.DEAL
+_WORK = Label.WORK
+
+# Each row is made of a dozen of these, by code that gives each part as it is declared.
+_contact, _company = maker(entities.Contact), maker(entities.Company)
+_phone, _email, _a_link, _field_value = maker(Phone), maker(Email), maker(Link), maker(FieldValue)
+
+
+@lru_cache(1 << 10)
+def _ref(kind: Kind, id: int) -> Ref:
+    """A reference to what many rows point at: an equal one is the same one."""
+    return Ref(kind, id)
+
+
+@lru_cache(1 << 10)
+def _tag(name: str, id: int | None) -> Tag:
+    return Tag(name, id=id)
 
 
 def _plain(entity: Any, fields: frozenset[str], names: Mapping[str, str]) -> dict[str, Any]:
@@ -445,25 +555,36 @@ def _plain(entity: Any, fields: frozenset[str], names: Mapping[str, str]) -> dic
 
 def _owner_and_times(entity: Any, fields: frozenset[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, word in (("owner", "responsible_user_id"), ("created_by", "created_by"), ("updated_by", "updated_by")):
-        if name in fields and getattr(entity, name) is not None:
-            found[word] = getattr(entity, name).id
-    for name in ("created_at", "updated_at"):
-        if name in fields and getattr(entity, name) is not None:
-            found[name] = _epoch(getattr(entity, name))
+    words = {"owner": "responsible_user_id"}
+    for name in ("owner", "created_by", "updated_by", "created_at", "updated_at"):
+        if name in fields:
+            content = getattr(entity, name)
+            if content is not None:
+                found[words.get(name, name)] = _epoch(content) if isinstance(content, datetime) else content.id
+            elif entity.id is not None:
+                raise Invalid(entity.KIND, [Issue(field=name, rule="it can be changed, and not emptied")])
     return found
 
 
+def _link(ref: Ref, main: bool = False) -> Link:
+    return _a_link(ref=ref, main=main)
+
+
 def _links(kind: Kind, linked: Sequence[wire.Linked] | None) -> tuple[Link, ...]:
-    return tuple(Link(Ref(kind, each.id), main=each.is_main or False) for each in linked or ())
+    return tuple([_link(Ref(kind, each.id), each.is_main or False) for each in linked]) if linked else ()
 
 
 def _tags(embedded: wire.Embedded) -> tuple[Tag, ...]:
-    return tuple(Tag(tag.name or "", id=tag.id) for tag in embedded.tags or ())
+    return tuple([_tag(tag.name or "", tag.id) for tag in embedded.tags or ()])
 
 
 def _unread(**lists: object) -> frozenset[str]:
-    return frozenset(name for name, listed in lists.items() if listed is None)
+    return (
+        frozenset([name for name, listed in lists.items() if listed is None]) if None in lists.values() else _ALL_READ
+    )
+
+
+_ALL_READ = frozenset[str]()
 
 
 def _embedded(entity: Any, fields: frozenset[str]) -> dict[str, Any]:
@@ -494,24 +615,46 @@ def _linked_id(name: str, link: Link) -> Any:
 # -------------------------------------------------------------------------------------------------- custom fields
 
 
-def _labelled(customs: Iterable[wire.CustomField] | None, code: str) -> list[tuple[str, dict[str, Any]]]:
-    """The values of PHONE or EMAIL, each with its label; an unknown one keeps the vendor's word."""
-    found: list[tuple[str, dict[str, Any]]] = []
+def _read_customs(
+    customs: Iterable[wire.CustomField] | None, context: Context
+) -> tuple[str | None, tuple[Phone, ...], tuple[Email, ...], tuple[FieldValue, ...]]:
+    """The position, the phones, the e-mails, and the values of all other fields whose type is known."""
+    position: str | None = None
+    phones: list[Phone] = []
+    emails: list[Email] = []
+    values: list[FieldValue] = []
     for custom in customs or ():
-        if custom.field_code == code:
-            for each in custom.values or ():
-                word = each.get("enum_code") or each.get("enum")
-                label = LABELS[code].get(str(word)) if word else Label.WORK
-                raw_label = {"label": Label.OTHER, "raw_label": str(word)} if label is None else {"label": label}
-                found.append((str(each.get("value") or ""), raw_label))
+        code, id = custom.field_code, custom.field_id
+        if code not in _BUILT_IN:
+            type = FIELD_TYPES.get(custom.field_type or "")
+            if type is not None:
+                values.append(
+                    _field_value(
+                        values=_values(type, custom.values or (), context),
+                        field=_ref(_FIELD, id) if id is not None else None,
+                        code=code,
+                        name=custom.field_name,
+                        type=type,
+                    )
+                )
+        elif code == PHONE:
+            phones += _labelled(custom, LABELS[PHONE], _phone)
+        elif code == EMAIL:
+            emails += _labelled(custom, LABELS[EMAIL], _email)
+        elif custom.values and position is None:
+            position = str(custom.values[0].get("value") or "") or None
+    return position, tuple(phones), tuple(emails), tuple(values)
+
+
+def _labelled(custom: wire.CustomField, labels: Mapping[str, Label], made: Callable[..., T]) -> list[T]:
+    """Phones or e-mails, each with its label; an unknown one keeps the vendor's word."""
+    found: list[T] = []
+    for each in custom.values or ():
+        word = each.get("enum_code") or each.get("enum")
+        label = labels.get(str(word)) if word else _WORK
+        raw_label = str(word) if label is None else None
+        found.append(made(value=str(each.get("value") or ""), label=label or Label.OTHER, raw_label=raw_label))
     return found
-
-
-def _text_of(customs: Iterable[wire.CustomField] | None, code: str) -> str | None:
-    for custom in customs or ():
-        if custom.field_code == code and custom.values:
-            return str(custom.values[0].get("value") or "") or None
-    return None
 
 
 def _custom(code: str, values: list[dict[str, Any]]) -> dict[str, Any]:
@@ -532,43 +675,34 @@ def _reachable(entity: Any, fields: frozenset[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _fields(customs: Iterable[wire.CustomField] | None, context: Context) -> tuple[FieldValue, ...]:
-    found: list[FieldValue] = []
-    for custom in customs or ():
-        type = FIELD_TYPES.get(custom.field_type or "")
-        if type is None or custom.field_code in _BUILT_IN:
-            continue
-        found.append(
-            FieldValue(
-                values=tuple(_values(type, custom.values or (), context)),
-                field=Ref(Kind.FIELD, custom.field_id) if custom.field_id is not None else None,
-                code=custom.field_code,
-                name=custom.field_name,
-                type=type,
-            )
-        )
-    return tuple(found)
-
-
 def field_values(row: Any, context: Context) -> tuple[FieldValue, ...]:
     """The custom fields of any row that has `custom_fields_values`: of a catalog's element, say."""
     held = {"values": mapping(row).get("custom_fields_values")}
-    return _fields(structured(CONVERTER, held, wire.CustomFields, "row").values, context)
+    return _read_customs(structured(CONVERTER, held, wire.CustomFields, "row").values, context)[-1]
 
 
 def encode_field_values(values: Iterable[FieldValue], context: Context) -> list[dict[str, Any]]:
     return [_encoded(value, context) for value in values]
 
 
-def _values(type: FieldType, items: Sequence[Mapping[str, Any]], context: Context) -> list[Any]:
+def _values(type: FieldType, items: Sequence[Mapping[str, Any]], context: Context) -> tuple[Any, ...]:
     """§4.8. What is not of its type's shape is left to `raw`."""
-    if type is FieldType.ADDRESS:
-        address = _address(items)
-        return [address] if address else []
-    if type is FieldType.CHAINED:
-        return [dict(each) for each in items if each]
-    read = [_labelled_text(each) if type is FieldType.MULTITEXT else _value(type, each, context) for each in items]
-    return [value for value in read if value is not None]
+    if type in _NOT_IN_VALUE:
+        if type is FieldType.ADDRESS:
+            address = _address(items)
+            return (address,) if address else ()
+        if type is FieldType.CHAINED:
+            return tuple([dict(each) for each in items if each])
+        return tuple([text for each in items if (text := _labelled_text(each)) is not None])
+    read = _CONTENTS.get(type, _text)
+    found: list[Any] = []
+    for each in items:
+        given = each.get("value")
+        if given is not None and given != "":
+            value = read(given, context)
+            if value is not None:
+                found.append(value)
+    return tuple(found)
 
 
 def _address(items: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -593,32 +727,54 @@ def _labelled_text(item: Mapping[str, Any]) -> str | dict[str, Any] | None:
     return str(text)
 
 
-def _value(type: FieldType, item: Mapping[str, Any], context: Context) -> Any:
-    given = item.get("value")
-    if given is None or given == "":
+def _text(given: Any, _: Context) -> str | None:
+    return given if given.__class__ is str else str(given) if _is_scalar(given) else None
+
+
+def _object(given: Any, _: Context) -> dict[str, Any] | None:
+    return mapping(given) or None
+
+
+def _is_scalar(given: Any) -> bool:
+    return not isinstance(given, (dict, list))
+
+
+def _number(given: Any, _: Context) -> Decimal | str | None:
+    """Read back as a string; what a person typed there may be no number at all, and is then kept as text."""
+    if not _is_scalar(given):
         return None
-    if type in _OBJECTS:
-        return mapping(given) or None
-    if isinstance(given, dict | list):
-        return None
-    if type in _NUMBERS:
-        # Read back as a string; what a person typed there may be no number at all, and is then kept as text.
-        try:
-            number = Decimal(str(given))
-        except InvalidOperation:
-            return str(given)
-        return number if number.is_finite() else str(given)
-    if type is FieldType.BOOL:
-        # Documented as a bool; clients have met 1, 0 and "Y".
-        return {"true": True, "1": True, "y": True, "false": False, "0": False, "n": False}.get(str(given).casefold())
-    if type in _DAYS:
-        # Midnight of the account's zone: in another zone it is another day.
-        at = _instant(given, context.zone)
-        return at.astimezone(context.zone).date() if at else None
-    if type is FieldType.DATETIME:
-        at = _instant(given, UTC)
-        return at.astimezone(UTC) if at else None
-    return str(given)
+    try:
+        number = Decimal(str(given))
+    except InvalidOperation:
+        return str(given)
+    return number if number.is_finite() else str(given)
+
+
+def _yes_or_no(given: Any, _: Context) -> bool | None:
+    """Documented as a bool; clients have met 1, 0 and "Y"."""
+    return {"true": True, "1": True, "y": True, "false": False, "0": False, "n": False}.get(str(given).casefold())
+
+
+def _day(given: Any, context: Context) -> date | None:
+    """Midnight of the account's zone: in another zone it is another day."""
+    zone = context.zone
+    at = _instant(given, zone)
+    return at.astimezone(zone).date() if at else None
+
+
+def _time(given: Any, _: Context) -> datetime | None:
+    at = _instant(given, UTC)
+    return at.astimezone(UTC) if at else None
+
+
+# Any other is a text.
+_CONTENTS: Mapping[FieldType, Callable[[Any, Context], Any]] = {
+    **dict.fromkeys(_NUMBERS, _number),
+    FieldType.BOOL: _yes_or_no,
+    **dict.fromkeys(_DAYS, _day),
+    FieldType.DATETIME: _time,
+    **dict.fromkeys(_OBJECTS, _object),
+}
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -669,12 +825,40 @@ def _encoded(value: FieldValue, context: Context) -> dict[str, Any]:
             rule = f"{called}: a field of type {value.type} does not hold {part!r:.80}"
             raise Invalid("a custom field", [Issue(field="fields", rule=rule)])
     known = {"field_id": value.field.id if value.field else None, "field_code": value.code, "field_name": value.name}
-    values = [sent for part in value.values for sent in _sent(value.type, part, context)]
+    try:
+        values = [sent for part in value.values for sent in _sent(value.type, part, context)]
+    except Invalid as wrong:  # a day is one of the account's zone, and nobody tells which that is
+        raise Invalid("a custom field", [Issue(field="fields", rule=f"{called}: {wrong.message}")]) from None
     return {
         **{name: part for name, part in known.items() if part is not None},
         "field_type": word,
         "values": values or None,
     }
+
+
+def check_card(entity: Any, fields: frozenset[str], context: Context) -> None:
+    """An option is looked for among its field's, where the value says that it is one."""
+    before = _fields_before(entity, context) if "fields" in fields else ()
+    for value in entity.fields if "fields" in fields else ():
+        if value.type in _CHOICES and value.values and value not in before:
+            _check_options(entity, value, context.part_if_allowed(f"fields:{entity.KIND}") or {})
+
+
+def _check_options(entity: Any, value: FieldValue, definitions: Mapping[Any, vocabulary.Field]) -> None:
+    """§4.8, §8.7: an option is named by its text, exactly. Of a field that is not known the server may judge."""
+    named = (
+        (each for each in definitions.values() if each.code == value.code)
+        if value.field is None
+        else (each for each in (definitions.get(value.field.id),) if each)
+    )
+    known = next(named, None)
+    options = [option.value for option in known.options] if known else []
+    wrong = [part for part in value.values if part not in options]
+    if known and options and wrong:
+        said = ", ".join(f"{option!r}" for option in options[:10]) + (" …" if len(options) > 10 else "")
+        rule = f"{known.name}: {wrong[0]!r:.80} is none of its options: {said}"
+        issue = Issue(field="fields", rule=rule)
+        raise Invalid(f"{type(entity).__name__} has a value that its field does not offer", [issue])
 
 
 def _is_named(value: FieldValue) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from attrs import evolve
+
 from crmclient import entities, vocabulary
 from crmclient.auth import Bearer, OAuth2
 from crmclient.dialect import (
@@ -13,6 +15,7 @@ from crmclient.dialect import (
     READ,
     UPDATE,
     Call,
+    Context,
     Dialect,
     Filter,
     Flow,
@@ -23,6 +26,7 @@ from crmclient.dialect import (
     Narrow,
     Nested,
     Rate,
+    Receipt,
     Reply,
     Resource,
     Row,
@@ -124,8 +128,10 @@ def _bad_request(call: Call, said: Mapping[str, Any], vendor: dict[str, Any]) ->
         for complaint in array(complaints)
         for each in array(mapping(complaint).get("errors"))
     ]
-    if call.method == "DELETE" and [(issue.code, issue.path) for issue in issues] == [("NotSupportedChoice", "id")]:
-        return NotFound(f"{call.method} {call.path}: no such thing", **vendor)  # §3.2
+    # §3.2, §5: so the one row that an address names is said to be missing. Of a batch, the row's own complaint says it.
+    alone = call.method == "DELETE" or (call.method == "PATCH" and isinstance(call.body, Mapping))
+    if alone and [(issue.code, issue.path) for issue in issues] == [("NotSupportedChoice", "id")]:
+        return NotFound(f"{call.method} {call.path}: no such thing", **vendor)
     return Rejected(f"{call.method} {call.path} was refused", issues, **vendor)
 
 
@@ -159,6 +165,9 @@ def refused_token(verdict: CRMError) -> CRMError:
         )
     if "Invalid account" in hint:
         return AuthFailed("the integration was granted in another account than this host's", **vendor)
+    if verdict.status == 404:
+        # §1.4: what the vendor's own client takes for an account that was renamed or moved.
+        return AuthFailed("no account answers at this host any more: it was renamed, moved or closed", **vendor)
     return AuthFailed("client_id, client_secret or redirect_uri is not the integration's", **vendor)
 
 
@@ -220,23 +229,40 @@ def _with_ids(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 # What of a row is a tie: the neutral field, and the vendor's word for what it leads to.
 _TIES = (("contacts", "contacts"), ("company", "companies"))
+_STAMPS = frozenset({"updated_at", "updated_by"})
 
 
 def _tie(type: str) -> Callable[[Sequence[Row]], list[FollowUp]]:
     """§4.13: ties rows once they are written, and unties what is no longer asked for, 250 a request.
 
     What an updated row was tied to is known from its reading, or from what was last written; one that was built by hand
-    is tied to what it names, and untied from nothing. Tying again changes nothing.
+    is tied to what it names, and untied from nothing. Tying again changes nothing. A tie dates the row anew (§6), so who
+    changed it and when is told once more where it was given.
     """
 
     def then(rows: Sequence[Row]) -> list[FollowUp]:
         steps: list[FollowUp] = []
+        tied: set[int] = set()
         for name, word in _TIES:
             for doing, ties in zip(("link", "unlink"), _changed_ties(rows, name, word), strict=True):
                 numbers = [number for number, _ in ties]
                 for at, call in enumerate(wire.tie_calls(doing, type, [tie for _, tie in ties])):
                     here = numbers[at * wire.TIES_A_CALL : (at + 1) * wire.TIES_A_CALL]
                     steps.append(FollowUp(call=call, field=name, rows=tuple(dict.fromkeys(here))))
+                    tied.update(here)
+        dated = [row for row in rows if row.number in tied and not _STAMPS.isdisjoint(row.wire)]
+        for at in range(0, len(dated), BATCH):
+            here = dated[at : at + BATCH]
+            body = [
+                {
+                    "id": row.id,
+                    **{name: row.wire[name] for name in row.wire if name in _STAMPS},
+                    "request_id": str(place),
+                }
+                for place, row in enumerate(here)
+            ]
+            call = Call("PATCH", f"{API}/{type}", body=body, replayable=True)
+            steps.append(FollowUp(call=call, field="updated_at", rows=tuple(row.number for row in here)))
         return steps
 
     return then
@@ -292,6 +318,8 @@ def _updating(word: str, then: _Then | None = None) -> Writing:
         advised_batch=ADVISED,
         atomic=True,
         then=then,
+        # Where only ties change, they are all there is to say.
+        says=lambda row: then is None or bool(sendable(row.wire, "tags")),
     )
 
 
@@ -306,7 +334,14 @@ def _since(field: str, name: str) -> Narrow:
     return narrow
 
 
+# So many numbers in brackets are what an address of 8 kB holds.
+IDS_A_CALL = 200
+
+
 def _ids(call: Call, asked: Filter) -> Call:
+    """Of more ids than an address holds none is asked for: all rows are read, and those are kept here."""
+    if len(asked.ids) > IDS_A_CALL:
+        return call
     return call.with_query(*((f"filter[id][{place}]", str(id)) for place, id in enumerate(asked.ids)))
 
 
@@ -360,6 +395,12 @@ _WHO_AND_WHEN: Mapping[str, Survives] = {
 }
 _CARD: Mapping[str, Survives] = {"name": ALL, "tags": ALL, "fields": ALL, "deleted": READ, **_WHO_AND_WHEN}
 _REACHABLE: Mapping[str, Survives] = {"phones": ALL, "emails": ALL}
+# What codec.surviving_… keeps to, in words.
+_CARD_LIMITS: Mapping[str, str] = {
+    "phones": "phones with a label of the vendor's list",
+    "emails": "e-mails with a label of the vendor's list",
+    "fields": "each under its field's id or code, with values of the type that is said of it, a moment with its zone",
+}
 
 _NAMES = {
     "name": "name",
@@ -410,7 +451,12 @@ CONTACTS = Resource(
     vendor="contacts",
     decode=codec.decode_contact,
     encode=codec.encode_contact,
+    check=codec.check_card,
     surviving=codec.surviving_contact,
+    limits={
+        **_CARD_LIMITS,
+        "company": "a company by its id: make it first",
+    },
     names=_neutral,
     fields={
         **_CARD,
@@ -435,7 +481,9 @@ COMPANIES = Resource(
     vendor="companies",
     decode=codec.decode_company,
     encode=codec.encode_company,
+    check=codec.check_card,
     surviving=codec.surviving_company,
+    limits=_CARD_LIMITS,
     names=_neutral,
     fields={**_CARD, **_REACHABLE, "contacts": READ, "deals": READ},
     routes={
@@ -451,7 +499,14 @@ LEADS = Resource(
     vendor="leads",
     decode=codec.decode_deal,
     encode=codec.encode_deal,
+    check=codec.check_card,
     surviving=codec.surviving_deal,
+    limits={
+        **_CARD_LIMITS,
+        "price": "a whole number in the account's own currency",
+        "contacts": "contacts by their ids",
+        "company": "a company by its id: make it first",
+    },
     names=_neutral,
     fields={
         **_CARD,
@@ -481,6 +536,10 @@ TASKS = Resource(
     decode=codec.decode_task,
     encode=codec.encode_task,
     surviving=codec.surviving_task,
+    limits={
+        "target": "a task hangs on a contact, a company or a lead, by its id",
+        "duration": "whole seconds, more than none",
+    },
     names=_neutral,
     # §4.4: "text: required on create; complete_till: required on create".
     required=("text", "due"),
@@ -544,6 +603,12 @@ NOTES = Resource(
     decode=codec.decode_note,
     encode=codec.encode_note,
     surviving=codec.surviving_note,
+    limits={
+        "target": "a note hangs on a contact, a company or a lead, by its id",
+        "kind": "a kind that can be written",
+        "raw_kind": "a kind that can be written, where the model has no name for it",
+        "params": "a note of this kind goes as a text, which has no params",
+    },
     names=_neutral,
     required=("target",),
     fields={
@@ -597,12 +662,67 @@ USERS = Resource(
     routes={Verb.LIST: _listing("users", {}), Verb.GET: _getting("users")},
 )
 
+
+def _known(decode: Callable[[Any, Context], Any], names: Sequence[str]) -> Callable[[Row, Any], dict[str, Any]]:
+    """§5: the account's words are answered whole, with the ids of what is in them."""
+
+    def known(row: Row, answer: Any) -> dict[str, Any]:
+        kind = getattr(row.entity, "entity", None)
+        made = decode(answer, Context(parent=Ref(kind, None) if kind else None))
+        return {name: getattr(made, name) for name in names}
+
+    return known
+
+
+def _made_words(word: str, known: Callable[[Row, Any], dict[str, Any]]) -> Any:
+    """§4.7, §5: an array is answered by an array, in any order; one made thing may come bare."""
+    matched = wire.created(word)
+
+    def unwrap(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
+        body = mapping(reply.body)
+        if "_embedded" not in body or word not in mapping(body["_embedded"]):
+            bare = [{**body, "request_id": str(sent[0].request_id)}] if len(sent) == 1 else []
+            reply = evolve(reply, body={"_embedded": {word: bare}})
+        answers = {str(mapping(each).get("request_id")): each for each in wire.rows(word)(reply)}
+        return tuple(
+            evolve(receipt, known=known(row, answers[str(row.request_id)])) if isinstance(receipt, Made) else receipt
+            for row, receipt in zip(sent, matched(reply, sent), strict=True)
+        )
+
+    return unwrap
+
+
+def _new_pipelines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """§4.9: a sort, whether it is the main one, and whether incoming leads are on, are due."""
+    due = {"is_main": False, "is_unsorted_on": True}
+    # Each number in turn: in an account's order new ones come last.
+    return [{"sort": 1000 + 10 * row.number, **due, **row.wire, "request_id": str(row.request_id)} for row in rows]
+
+
+_WHOLE_PIPELINE = _known(codec.decode_pipeline, ("sort", "main", "stages"))
+
 PIPELINES = Resource(
     entity=vocabulary.Pipeline,
     vendor="pipelines",
     decode=codec.decode_pipeline,
-    fields={"name": READ, "sort": READ, "main": READ, "archived": READ, "stages": READ},
+    encode=codec.encode_pipeline,
+    required=("name",),
+    # §4.9: stages are made along with their pipeline; later each has a call of its own, in extras.
+    fields={"name": ALL, "sort": ALL, "main": ALL, "archived": READ, "stages": READ | CREATE},
     routes={
+        Verb.CREATE: Writing(
+            method="POST",
+            path=lambda row: f"{API}/leads/pipelines",
+            wrap=_new_pipelines,
+            unwrap=_made_words("pipelines", _WHOLE_PIPELINE),
+            batch=50,
+            atomic=True,
+        ),
+        Verb.UPDATE: Writing(
+            method="PATCH",
+            path=lambda row: at_path(f"{API}/leads/pipelines/{{id}}", id=row.id),
+            unwrap=lambda reply, rows: (Made(id=rows[0].id, known=_WHOLE_PIPELINE(rows[0], reply.body)),),
+        ),
         # §3.1: /leads/pipelines ignores page and limit and returns everything.
         Verb.LIST: Listing(call=read(f"{API}/leads/pipelines"), rows=wire.rows("pipelines"), paging=Unpaged()),
         Verb.GET: _getting("leads/pipelines"),
@@ -617,24 +737,167 @@ PIPELINES = Resource(
 )
 
 
+# §2.3: custom_fields come "up to 50" a page.
+_FIELDS_A_PAGE = PageNumber(page="page", limit="limit", size=50, next_link=wire.next_link)
+
+
+def _fields_under(kind: Kind) -> Call:
+    return read(f"{API}/{TYPES[kind]}/custom_fields")
+
+
 def _fields_of(target: Ref) -> Call:
     raise Unsupported(f"custom fields belong to a kind of rows, not to one {target.kind}")
+
+
+def _fields_path(row: Row) -> str:
+    return f"{API}/{TYPES[_whose(row)]}/custom_fields"
+
+
+def _field_path(row: Row) -> str:
+    return at_path(f"{_fields_path(row)}/{{id}}", id=row.id)
+
+
+def _whose(row: Row) -> Kind:
+    """Which rows a custom field or a tag is of: each kind has its own."""
+    kind = row.entity.entity if row.entity is not None else row.target.kind if row.target is not None else None
+    if kind is None or kind not in TYPES:
+        issue = Issue(
+            field="entity" if row.entity is not None else "target", rule="contacts, companies or deals have it"
+        )
+        raise Invalid("whose it is: give target=Ref(Kind.DEAL, None), say", [issue])
+    return kind
 
 
 FIELDS = Resource(
     entity=vocabulary.Field,
     vendor="custom fields",
     decode=codec.decode_field,
-    fields={"entity": READ, "code": READ, "name": READ, "type": READ, "raw_type": READ, "options": READ},
+    encode=codec.encode_definition,
+    required=("entity", "name"),
+    fields={
+        "entity": READ | CREATE,
+        "code": ALL,
+        "name": ALL,
+        "type": READ | CREATE,
+        "raw_type": READ | CREATE,
+        "options": ALL,
+    },
+    routes={
+        Verb.CREATE: Writing(
+            method="POST",
+            path=_fields_path,
+            wrap=lambda rows: [{**row.wire, "request_id": str(row.request_id)} for row in rows],
+            unwrap=_made_words("custom_fields", _known(codec.decode_field, ("code", "type", "raw_type", "options"))),
+            batch=BATCH,
+            advised_batch=ADVISED,
+            atomic=True,
+            group_by=_whose,
+        ),
+        # §4.7: options sent replace those there are.
+        Verb.UPDATE: Writing(
+            method="PATCH",
+            path=_field_path,
+            unwrap=lambda reply, rows: (
+                Made(id=rows[0].id, known=_known(codec.decode_field, ("code", "options"))(rows[0], reply.body)),
+            ),
+        ),
+        Verb.DELETE: Writing(
+            method="DELETE",
+            path=_field_path,
+            wrap=lambda rows: None,
+            unwrap=lambda reply, rows: (Made(id=rows[0].id),),
+        ),
+        Verb.LIST: Listing(
+            nested=Nested(parents=tuple(TYPES), every=_fields_under, of=_fields_of),
+            rows=wire.rows("custom_fields"),
+            paging=_FIELDS_A_PAGE,
+        ),
+    },
+)
+
+
+def _tags_of(target: Ref) -> Call:
+    raise Unsupported(f"tags belong to a kind of rows, not to one {target.kind}: one row's are in its own `tags`")
+
+
+TAGS = Resource(
+    entity=vocabulary.KnownTag,
+    vendor="tags",
+    decode=codec.decode_tag,
+    encode=codec.encode_tag,
+    required=("entity", "name"),
+    fields={"entity": READ | CREATE, "name": ALL, "color": READ | CREATE},
     routes={
         Verb.LIST: Listing(
-            nested=Nested(
-                parents=tuple(TYPES), every=lambda kind: read(f"{API}/{TYPES[kind]}/custom_fields"), of=_fields_of
-            ),
-            rows=wire.rows("custom_fields"),
-            # §2.3: custom_fields come "up to 50" a page.
-            paging=PageNumber(page="page", limit="limit", size=50, next_link=wire.next_link),
-        )
+            nested=Nested(parents=tuple(TYPES), every=lambda kind: read(f"{API}/{TYPES[kind]}/tags"), of=_tags_of),
+            rows=wire.rows("tags"),
+            # §3.4.
+            filters={"ids": _ids, "text": _query},
+            # No source tells in which order tags come, nor that they can be put into one.
+            paging=PageNumber(page="page", limit="limit", size=250, next_link=wire.next_link),
+        ),
+        # §4.6: one whose name is known keeps its id.
+        Verb.CREATE: Writing(
+            method="POST",
+            path=lambda row: f"{API}/{TYPES[_whose(row)]}/tags",
+            wrap=lambda rows: [{**row.wire, "request_id": str(row.request_id)} for row in rows],
+            unwrap=_made_words("tags", _known(codec.decode_tag, ("name", "color"))),
+            batch=BATCH,
+            advised_batch=ADVISED,
+            atomic=True,
+            replayable=True,
+            group_by=_whose,
+        ),
+        Verb.UPDATE: Writing(
+            method="PATCH",
+            path=lambda row: f"{API}/leads/tags",
+            wrap=lambda rows: [{"id": row.id, **row.wire, "request_id": str(row.request_id)} for row in rows],
+            unwrap=wire.created("tags"),
+            batch=BATCH,
+            advised_batch=ADVISED,
+            atomic=True,
+        ),
+    },
+)
+
+
+def _address(given: object) -> str:
+    """§4.12: there is no route with the number of a subscription, whatever some texts say."""
+    if isinstance(given, str) and given.startswith(("http://", "https://")):
+        return given
+    raise ValueError(f"Kommo knows a subscription by its address, http…, not by {given!r}")
+
+
+def _subscribed(reply: Reply, rows: Sequence[Row]) -> tuple[Receipt[Any], ...]:
+    made = codec.decode_subscription(reply.body, Context())
+    return (Made(id=made.id, known={"events": made.events, "active": made.active}),)
+
+
+# §4.12: subscribing an address again changes its settings and keeps its number, so it may be repeated, and is its update.
+_SUBSCRIBING = Writing(method="POST", path=lambda row: f"{API}/webhooks", unwrap=_subscribed, replayable=True)
+
+WEBHOOKS = Resource(
+    entity=vocabulary.Subscription,
+    vendor="webhooks",
+    decode=codec.decode_subscription,
+    encode=codec.encode_subscription,
+    id=_address,
+    required=("url", "events"),
+    fields={"url": ALL, "events": ALL, "active": READ},
+    routes={
+        Verb.LIST: Listing(call=read(f"{API}/webhooks"), rows=wire.rows("webhooks"), paging=Unpaged()),
+        Verb.GET: Getting(
+            call=lambda id, target: read(f"{API}/webhooks", ("filter[destination]", str(id))),
+            row=lambda reply: next(iter(wire.rows("webhooks")(reply)), None),
+        ),
+        Verb.CREATE: _SUBSCRIBING,
+        Verb.UPDATE: _SUBSCRIBING,
+        Verb.DELETE: Writing(
+            method="DELETE",
+            path=lambda row: f"{API}/webhooks",
+            wrap=lambda rows: {"destination": rows[0].id},
+            unwrap=lambda reply, rows: (Made(id=rows[0].id),),
+        ),
     },
 )
 
@@ -673,6 +936,24 @@ def _users() -> Flow[tuple[vocabulary.User, ...]]:
     return everything(DIALECT, vocabulary.User)
 
 
+def _definitions(kind: Kind) -> Callable[[], Flow[Mapping[Id, vocabulary.Field]]]:
+    """The custom fields of one kind of rows, by id."""
+
+    def definitions() -> Flow[Mapping[Id, vocabulary.Field]]:
+        found: dict[Id, vocabulary.Field] = {}
+        position: int | str | None = _FIELDS_A_PAGE.first
+        while position is not None:
+            reply: Reply = yield _FIELDS_A_PAGE.at(_fields_under(kind), position)
+            rows = wire.rows("custom_fields")(reply)
+            for row in rows:
+                field = yield from settled(lambda context, row=row: codec.decode_field(row, context), Ref(kind, None))
+                found[field.id or 0] = field
+            position = _FIELDS_A_PAGE.after(position, reply, len(rows))
+        return found
+
+    return definitions
+
+
 DIALECT = Dialect(
     name="kommo",
     title="Kommo",
@@ -683,11 +964,26 @@ DIALECT = Dialect(
     paging=PAGING,
     # §2.2.
     rate=(Rate(7, 1), Rate(50, 1, scope="account")),
-    auth=(OAuth2(path="/oauth2/access_token", refused=refused_token, grace=True), Bearer()),
+    # §1.1.
+    auth=(
+        OAuth2(
+            path="/oauth2/access_token",
+            refused=refused_token,
+            consent="https://www.{domain}/oauth?mode=popup",
+        ),
+        Bearer(),
+    ),
     judge=judge,
     webhook=WEBHOOK,
-    settings={"account": _account, "me": _me, "pipelines": _pipelines, "users": _users},
+    settings={
+        "account": _account,
+        "me": _me,
+        "pipelines": _pipelines,
+        "users": _users,
+        **{f"fields:{kind}": _definitions(kind) for kind in TYPES},
+    },
     resources={
-        resource.entity: resource for resource in (CONTACTS, COMPANIES, LEADS, TASKS, NOTES, USERS, PIPELINES, FIELDS)
+        resource.entity: resource
+        for resource in (CONTACTS, COMPANIES, LEADS, TASKS, NOTES, USERS, PIPELINES, FIELDS, TAGS, WEBHOOKS)
     },
 )

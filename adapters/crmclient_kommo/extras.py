@@ -1,4 +1,4 @@
-"""What Kommo can do and the neutral client does not name, as flows: ``await crm.run(kommo.subscriptions())``.
+"""What Kommo can do and the neutral client does not name, as flows: ``await crm.run(kommo.roles())``.
 
 What a flow raises besides what is said at it: Invalid (nothing was sent), Rejected with the vendor's issues (``row`` counts
 from 0 in what was given), AuthFailed where only an admin may, AmbiguousWrite where the answer was lost.
@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
 
-from crmclient.dialect import Call, Flow, Reply, Secret, array, at_path, mapping, read
-from crmclient.entities import Company, Contact, Deal, Entity, FieldValue, Id, Kind, Note, Ref, Tag, filled
-from crmclient.errors import AmbiguousWrite, Invalid, Issue, NotFound, Unreadable
-from crmclient.flows import carried, settled
+from crmclient.dialect import Call, Context, Cursor, Flow, Need, Reply, Secret, array, at_path, mapping, read
+from crmclient.entities import Company, Contact, Deal, Entity, FieldValue, Id, Kind, Note, Ref, filled
+from crmclient.errors import AmbiguousWrite, CRMError, Invalid, Issue, NotFound
+from crmclient.flows import carried, encoded, settled
+from crmclient.paging import Trail
 from crmclient.serial import structured
 from crmclient.vocabulary import Field, Pipeline, Stage, User
 from crmclient_kommo import codec, wire
@@ -31,18 +32,19 @@ def read_rows(
     with_: Iterable[str] = (),
     query: Mapping[str, Any] | None = None,
     limit: int = 250,
+    page: int = 1,
     most: int | None = None,
 ) -> Flow[tuple[dict[str, Any], ...]]:
     """The rows of any list, as they came: for every ``with``, ``filter``, ``query`` and ``order`` of the vendor's.
 
     ``await crm.run(kommo.read_rows("leads", with_=("loss_reason",), query={"filter": {"price": {"from": 100}}}))``
     ``path`` follows ``/api/v4/``; ``word`` is the key in ``_embedded`` where it is not the path's last part. Maps and lists
-    in ``query`` become brackets. All pages are read, or until there are ``most`` rows. An unknown parameter is ignored by
-    the server without a word (§3.6).
+    in ``query`` become brackets. The whole list is read and held, from ``page`` on and until there are ``most`` rows: of a
+    long one take some pages at a time. An unknown parameter is ignored by the server without a word (§3.6).
     https://www.amocrm.ru/developers/content/crm_platform/filters-api
     """
     pairs = tuple(_brackets(query or {})) + _with(with_)
-    return _pages(path, word or path.strip("/").rpartition("/")[2], pairs, limit=limit, most=most)
+    return _pages(path, word or path.strip("/").rpartition("/")[2], pairs, limit=limit, page=page, most=most)
 
 
 def read_row(path: str, *, with_: Iterable[str] = (), query: Mapping[str, Any] | None = None) -> Flow[dict[str, Any]]:
@@ -82,23 +84,33 @@ def _seconds(at: datetime | None) -> int | None:
 
 
 def _pages(
-    path: str, word: str, query: Iterable[tuple[str, str]] = (), *, limit: int = 250, most: int | None = None
+    path: str,
+    word: str,
+    query: Iterable[tuple[str, str]] = (),
+    *,
+    limit: int = 250,
+    page: int = 1,
+    most: int | None = None,
 ) -> Flow[tuple[dict[str, Any], ...]]:
-    """§3.1: page after page to a 204, or to a page that has no next one and, where the vendor counts, completes them."""
+    """§3.1: page after page to a 204, or to a page that has no next one and, where the vendor counts, completes them.
+
+    Raises Unreadable where a page comes that has been before: such a list has no end.
+    """
+    if page < 1 or limit < 1 or (most is not None and most < 0):
+        raise Invalid(f"pages and rows are counted from 1, not from {page}, {limit} or {most}")
     asked = read(f"{API}/{path}", *query)
     found: list[dict[str, Any]] = []
-    page, before = 1, None
+    trail, first = Trail(), page
     while most is None or len(found) < most:
         reply: Reply = yield asked.with_query(("page", str(page)), ("limit", str(limit)))
         rows = [mapping(row) for row in wire.rows(word)(reply)]
-        if rows and rows == before:
-            raise Unreadable(f"{path} came with the same page twice")
+        trail.step(Cursor(page), rows, None)
         found += rows
         total = mapping(reply.body).get("_total_items")
-        counted = isinstance(total, int) and len(found) < total
+        counted = first == 1 and isinstance(total, int) and len(found) < total
         if not rows or (wire.next_link(reply) is None and not counted):
             break
-        page, before = page + 1, rows
+        page += 1
     return tuple(found[:most])
 
 
@@ -116,7 +128,7 @@ def _written(method: str, path: str, word: str, rows: Sequence[dict[str, Any]], 
     if not rows:
         return []
     sent = [{**row, "request_id": str(number + 1)} for number, row in enumerate(rows)]
-    reply: Reply = yield Call(method, f"{API}/{path}", body=sent)
+    reply = yield from _telling(Call(method, f"{API}/{path}", body=sent))
     body = mapping(reply.body)
     answers = [mapping(each) for each in array(mapping(body.get("_embedded")).get(word))] or [body]
     named = {str(each.get("request_id", len(rows) == 1 and "1")): each for each in answers}
@@ -124,6 +136,17 @@ def _written(method: str, path: str, word: str, rows: Sequence[dict[str, Any]], 
         said = f"the answer does not name what was made of {word}: look before repeating it"
         raise AmbiguousWrite(said, status=reply.status, request_id=reply.request_id)
     return [named[row["request_id"]] for row in sent]
+
+
+def _telling(call: Call) -> Flow[Reply]:
+    """Change the account's own words; what was known of them is read again when it is needed."""
+    try:
+        reply: Reply = yield call
+    except CRMError:
+        yield Need(fresh=0.0)  # it may have been done all the same
+        raise
+    yield Need(fresh=0.0)
+    return reply
 
 
 def _changed(before: Any, now: Any, names: Iterable[str]) -> frozenset[str]:
@@ -359,7 +382,7 @@ def _model(entity: Deal | Contact | Company) -> Flow[dict[str, Any]]:
         issues = [Issue(field=name, rule="Kommo cannot take it here") for name in sorted(lost | beside)]
         raise Invalid(f"this {entity.KIND} says more than a complex lead can keep", issues)
     resource = DIALECT.resource(type(kept))
-    row = yield from settled(lambda context: resource.encode(kept, filled(kept), context))
+    row = yield from settled(lambda context: encoded(resource, kept, filled(kept), context))
     if len(array(row.get("custom_fields_values"))) > _VALUES:
         raise Invalid(f"a complex lead takes {_VALUES} custom fields of a {entity.KIND}")
     return sendable(row, "tags")
@@ -367,77 +390,15 @@ def _model(entity: Deal | Contact | Company) -> Flow[dict[str, Any]]:
 
 # ---------------------------------------------------------------------------------------------- pipelines and stages
 
-# §4.9: the colours a stage may have.
-COLORS = (
-    *("#fffeb2", "#fffd7f", "#fff000", "#ffeab2", "#ffdc7f", "#ffce5a", "#ffdbdb"),
-    *("#ffc8c8", "#ff8f92", "#d6eaff", "#c1e0ff", "#98cbff", "#ebffb1", "#deff81"),
-    *("#87f2c0", "#f9deff", "#f3beff", "#ccc8f9", "#eb93ff", "#f2f3f4", "#e6e8ea"),
-)
-_ENDS = (codec.WON, codec.LOST)
 
+def switch_unsorted(pipeline: Pipeline | Ref | Id, *, on: bool) -> Flow[Pipeline]:
+    """Have a pipeline take incoming leads, or take none; all else of it is `crm.pipelines`. Raises NotFound. Admins only.
 
-def create_pipelines(pipelines: Iterable[Pipeline], *, unsorted: bool = True) -> Flow[tuple[Pipeline, ...]]:
-    """Make pipelines with their stages and give them back whole, with the system stages every pipeline has.
-
-    Of the won and lost stage (ids 142 and 143) only the name is taken; ``unsorted`` switches incoming leads on. An account
-    has at most 50 pipelines of 100 stages. Admins only.
     https://www.amocrm.ru/developers/content/crm_platform/leads_pipelines
     """
-    rows = [_pipeline_row(each, place, unsorted) for place, each in enumerate(pipelines)]
-    made = yield from _written("POST", "leads/pipelines", "pipelines", rows)
-    return (yield from settled(lambda context: tuple(codec.decode_pipeline(row, context) for row in made)))
-
-
-def _pipeline_row(given: Pipeline, place: int, unsorted: bool) -> dict[str, Any]:
-    if given.id is not None:
-        raise Invalid(f"pipeline {given.id} has an id already: update it, or make it with id=None")
-    stages = [_stage_row(stage, at) for at, stage in enumerate(given.stages)]
-    row = {"name": given.name, "sort": given.sort or 10 * (place + 1), "is_main": given.main}
-    return {**row, "is_unsorted_on": unsorted, **({"_embedded": {"statuses": stages}} if stages else {})}
-
-
-def _stage_row(stage: Stage, place: int = 0) -> dict[str, Any]:
-    if stage.id in _ENDS:
-        return {"id": stage.id, "name": stage.name}
-    row = {"name": stage.name, "sort": stage.sort or 20 + 10 * place}
-    return {**row, **({"color": _color(stage.color)} if stage.color else {})}
-
-
-def _color(color: str | None) -> str | None:
-    if color is not None and color.lower() not in COLORS:
-        raise Invalid("a stage", [Issue(field="color", rule=f"one of kommo.COLORS, not {color!r}")])
-    return color.lower() if color is not None else None
-
-
-def update_pipeline(pipeline: Pipeline, *, unsorted: bool | None = None) -> Flow[Pipeline]:
-    """Change a pipeline's name, sort or being the main one: what differs from its reading. Its stages have their own calls.
-
-    Raises NotFound. Admins only.
-    https://www.amocrm.ru/developers/content/crm_platform/leads_pipelines
-    """
-    before = yield from _as_read(pipeline, codec.decode_pipeline)
-    words = {"name": "name", "sort": "sort", "main": "is_main"}
-    row = {words[name]: getattr(pipeline, name) for name in _changed(before, pipeline, words)}
-    row |= {} if unsorted is None else {"is_unsorted_on": unsorted}
-    if not row:
-        return pipeline
-    reply: Reply = yield Call("PATCH", at_path(f"{API}/leads/pipelines/{{id}}", id=_id(pipeline)), body=row)
+    path = at_path(f"{API}/leads/pipelines/{{id}}", id=_id(pipeline, Kind.PIPELINE))
+    reply = yield from _telling(Call("PATCH", path, body={"is_unsorted_on": on}))
     return (yield from settled(lambda context: codec.decode_pipeline(reply.body, context)))
-
-
-def _as_read(given: Any, decode: Any) -> Flow[Any]:
-    if given.raw is None:
-        return None
-    return (yield from settled(lambda context: decode(given.raw, context)))
-
-
-def delete_pipeline(pipeline: Pipeline | Ref | Id) -> Flow[None]:
-    """Delete a pipeline that has no leads and is not the last one. Raises NotFound, and Rejected while it has leads.
-
-    ``crm.pipelines.delete(id)`` is the same. Admins only.
-    https://www.amocrm.ru/developers/content/crm_platform/leads_pipelines
-    """
-    yield Call("DELETE", at_path(f"{API}/leads/pipelines/{{id}}", id=_id(pipeline, Kind.PIPELINE)))
 
 
 def _stages_path(pipeline: Pipeline | Ref | Id) -> str:
@@ -463,7 +424,7 @@ def create_stages(pipeline: Pipeline | Ref | Id, stages: Iterable[Stage]) -> Flo
 
     https://www.amocrm.ru/developers/content/crm_platform/leads_pipelines
     """
-    rows = [_stage_row(stage, place) for place, stage in enumerate(stages)]
+    rows = [codec.encode_stage(stage, place) for place, stage in enumerate(stages)]
     made = yield from _written("POST", _stages_path(pipeline), "statuses", rows)
     return tuple(codec.decode_stage(row) for row in made)
 
@@ -478,8 +439,8 @@ def update_stage(pipeline: Pipeline | Ref | Id, stage: Stage) -> Flow[Stage]:
     row = {name: getattr(stage, name) for name in _changed(before, stage, ("name", "sort", "color"))}
     if not row:
         return stage
-    row |= {"color": _color(stage.color)} if "color" in row else {}
-    reply: Reply = yield Call("PATCH", _stage_path(pipeline, stage), body=row)
+    row |= {"color": codec.stage_color(stage.color)} if "color" in row else {}
+    reply = yield from _telling(Call("PATCH", _stage_path(pipeline, stage), body=row))
     return codec.decode_stage(reply.body)
 
 
@@ -488,7 +449,7 @@ def delete_stage(pipeline: Pipeline | Ref | Id, stage: Stage | Ref | Id) -> Flow
 
     https://www.amocrm.ru/developers/content/crm_platform/leads_pipelines
     """
-    yield Call("DELETE", _stage_path(pipeline, stage))
+    yield from _telling(Call("DELETE", _stage_path(pipeline, stage)))
 
 
 @frozen(kw_only=True)
@@ -512,44 +473,6 @@ def loss_reasons() -> Flow[tuple[LossReason, ...]]:
         LossReason(id=read.id, name=read.name, sort=read.sort or 0, raw=row)
         for read, row in _typed(rows, wire.LossReason, "loss reason")
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- tags
-
-
-def tags(
-    kind: Kind, *, names: Iterable[str] = (), ids: Iterable[Id] = (), text: str | None = None
-) -> Flow[tuple[Tag, ...]]:
-    """The tags known to contacts, companies or leads: each has its own. ``names`` are exact, ``text`` is searched for.
-
-    https://www.amocrm.ru/developers/content/crm_platform/tags-api
-    """
-    query = _brackets({"filter": {"name": [*names] or None, "id": [*ids] or None}, "query": text})
-    rows = yield from _pages(f"{_type(kind)}/tags", "tags", query)
-    return _read_tags(rows)
-
-
-def _read_tags(rows: Iterable[dict[str, Any]]) -> tuple[Tag, ...]:
-    return tuple(Tag(read.name or "", id=read.id) for read, _ in _typed(rows, wire.Tag, "tag"))
-
-
-def create_tags(kind: Kind, tags: Iterable[str | Tag], *, color: str | None = None) -> Flow[tuple[Tag, ...]]:
-    """Make tags; one whose name is known keeps its id. ``color`` is six hex digits, for leads only.
-
-    https://www.amocrm.ru/developers/content/crm_platform/tags-api
-    """
-    more = {} if color is None else {"color": color.lstrip("#").upper()}
-    rows = [{"name": each.name if isinstance(each, Tag) else each, **more} for each in tags]
-    return _read_tags((yield from _written("POST", f"{_type(kind)}/tags", "tags", rows)))
-
-
-def update_tags(tags: Iterable[Tag]) -> Flow[tuple[Tag, ...]]:
-    """Rename tags of leads. No page of the vendor's tells of this call; its PHP library makes it, for leads only (§4.6).
-
-    https://github.com/amocrm/amocrm-api-php/blob/master/src/AmoCRM/EntitiesServices/EntityTags.php
-    """
-    rows = [{"id": _id(tag), "name": tag.name} for tag in tags]
-    return _read_tags((yield from _written("PATCH", "leads/tags", "tags", rows)))
 
 
 # ---------------------------------------------------------------------------------------------------- custom fields
@@ -589,10 +512,7 @@ def create_fields(fields: Iterable[Field], **vendor: Any) -> Flow[tuple[Field, .
 def _field_row(given: Field, vendor: Mapping[str, Any]) -> dict[str, Any]:
     if given.id is not None:
         raise Invalid(f"custom field {given.id} has an id already: update it, or make it with id=None")
-    row = codec.encode_field(given, filled(given) | {"type"})
-    # What another account called its options is nothing to this one.
-    options = [{key: part for key, part in option.items() if key != "id"} for option in row.pop("enums", ())]
-    return {**row, **({"enums": options} if options else {}), **vendor}
+    return {**codec.encode_definition(given, filled(given), Context()), **vendor}
 
 
 def _read_fields(rows: Sequence[Any], kind: Kind) -> Flow[list[Field]]:
@@ -612,17 +532,9 @@ def update_field(given: Field, **vendor: Any) -> Flow[Field]:
     row = {**codec.encode_field(given, _changed(before, given, ("name", "code", "options"))), **vendor}
     if not row:
         return given
-    reply: Reply = yield Call("PATCH", _field_path(given.entity, given), body=row)
+    reply = yield from _telling(Call("PATCH", _field_path(given.entity, given), body=row))
     (made,) = yield from _read_fields([reply.body], given.entity)
     return made
-
-
-def delete_field(kind: Kind, id: Field | Ref | Id) -> Flow[None]:
-    """Delete a custom field and what all rows hold in it. Raises NotFound, and Rejected for the vendor's own. Admins only.
-
-    https://www.amocrm.ru/developers/content/crm_platform/custom-fields
-    """
-    yield Call("DELETE", _field_path(kind, id))
 
 
 # -------------------------------------------------------------------------------------------------- users and roles
@@ -690,71 +602,6 @@ def _embedded_refs(kind: Kind, row: Mapping[str, Any], word: str) -> tuple[Ref, 
     )
 
 
-# --------------------------------------------------------------------------------------------------------- webhooks
-
-
-@frozen(kw_only=True)
-class Subscription:
-    """Where the vendor sends word, and of what. ``active`` is off once it failed too often (§7.3)."""
-
-    id: int
-    destination: str
-    settings: tuple[str, ...] = ()
-    active: bool = True
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-    raw: Any = field(default=None, eq=False, repr=False)
-
-
-def subscriptions(destination: str | None = None) -> Flow[tuple[Subscription, ...]]:
-    """All subscriptions of the account, or the one with exactly this destination. Admins only.
-
-    https://www.amocrm.ru/developers/content/crm_platform/webhooks-api
-    """
-    rows = yield from _pages("webhooks", "webhooks", _brackets({"filter": {"destination": destination}}))
-    return tuple(map(_read_subscription, rows))
-
-
-def _read_subscription(row: Any) -> Subscription:
-    read = structured(CONVERTER, row, wire.Hook, "webhook")
-    # §4.12: a list when read; the live answer to a subscription has an object, {"add_lead": 1}.
-    said = mapping(read.settings)
-    words = [name for name, on in said.items() if on] or array(read.settings)
-    return Subscription(
-        id=read.id,
-        destination=read.destination,
-        settings=tuple(map(str, words)),
-        active=not read.disabled,
-        created_at=moment(read.created_at),
-        updated_at=moment(read.updated_at),
-        raw=row,
-    )
-
-
-def subscribe(destination: str, settings: Iterable[str], *, sort: int | None = None) -> Flow[Subscription]:
-    """Have word sent to an address: ``kommo.subscribe("https://example.com/hook/secret", ["add_lead", "status_lead"])``.
-
-    What is sent carries no signature: put a secret into the address. Subscribing an address again changes its settings
-    and keeps its id, so a lost answer may be repeated. The codes are §7.1's. Admins only; at most 100 an account.
-    https://www.amocrm.ru/developers/content/crm_platform/webhooks-api
-    """
-    wanted = [settings] if isinstance(settings, str) else list(settings)
-    if not wanted:
-        raise Invalid("a subscription names at least one setting, add_lead say")
-    body = {"destination": destination, "settings": wanted, **({} if sort is None else {"sort": sort})}
-    reply: Reply = yield Call("POST", f"{API}/webhooks", body=body, replayable=True)
-    return _read_subscription(reply.body)
-
-
-def unsubscribe(destination: str) -> Flow[None]:
-    """End the subscription of an address. Raises NotFound if it has none. Admins only.
-
-    The vendor knows no ``DELETE /webhooks/{id}``, whatever some texts say: a subscription is ended by its address.
-    https://www.amocrm.ru/developers/content/crm_platform/webhooks-api
-    """
-    yield Call("DELETE", f"{API}/webhooks", body={"destination": destination})
-
-
 # ------------------------------------------------------------------------------------------- events, incoming leads
 
 
@@ -791,9 +638,10 @@ def events(
     until: datetime | None = None,
     query: Mapping[str, Any] | None = None,
     with_: Iterable[str] = (),
+    page: int = 1,
     most: int | None = 10_000,
 ) -> Flow[tuple[Event, ...]]:
-    """What happened, oldest or newest first as the vendor pleases, at most ``most`` events.
+    """What happened, oldest or newest first as the vendor pleases, from ``page`` (of a hundred) on, at most ``most`` events.
 
     ``types`` are the vendor's (lead_status_changed …), ``about`` up to ten rows of one kind, ``by`` up to ten users.
     ``query`` is added as it is: ``{"filter": {"value_after": {"leads_statuses": [{"pipeline_id": 1, "status_id": 142}]}}}``
@@ -818,7 +666,7 @@ def events(
     }
     pairs = (*_brackets({"filter": filters}), *_brackets(query or {}), *_with(with_))
     # §2.3: a page of events has up to 100.
-    rows = yield from _pages("events", "events", pairs, limit=100, most=most)
+    rows = yield from _pages("events", "events", pairs, limit=100, page=page, most=most)
     return tuple(_read_event(*each) for each in _typed(rows, wire.Event, "event"))
 
 
@@ -856,7 +704,7 @@ class Unsorted:
 def unsorted(
     *, uids: Iterable[str] = (), categories: Iterable[str] = (), pipeline: Ref | Id | None = None
 ) -> Flow[tuple[Unsorted, ...]]:
-    """The incoming leads; ``categories`` are sip, mail, forms and chats.
+    """All incoming leads, which somebody takes sooner or later; ``categories`` are sip, mail, forms and chats.
 
     https://www.amocrm.ru/developers/content/crm_platform/unsorted-api
     """
@@ -933,15 +781,16 @@ def elements(
     text: str | None = None,
     ids: Iterable[int] = (),
     with_: Iterable[str] = (),
+    page: int = 1,
     most: int | None = None,
 ) -> Flow[tuple[Element, ...]]:
-    """The rows of a catalog; ``text`` is searched for by the vendor.
+    """The rows of a catalog, all of them or from ``page`` (of 250) on ``most``; ``text`` is searched for by the vendor.
 
     https://www.amocrm.ru/developers/content/crm_platform/catalogs-api
     """
     path = at_path("catalogs/{id}/elements", id=_id(catalog))
     pairs = (*_brackets({"query": text, "filter": {"id": [*ids] or None}}), *_with(with_))
-    rows = yield from _pages(path, "elements", pairs, most=most)
+    rows = yield from _pages(path, "elements", pairs, page=page, most=most)
     found: list[Element] = []
     for read_one, row in _typed(rows, wire.Element, "element"):
         values = yield from settled(lambda context, row=row: codec.field_values(row, context))

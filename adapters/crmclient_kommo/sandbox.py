@@ -45,6 +45,9 @@ SWITCHES: Final[Mapping[str, Switch]] = {
     "empty-links-204": Switch(True, _ON, "§3.1, §4.13: an empty list is 204; for links nobody looked"),
     "json-405": Switch(False, _ON, "§2.4: probes saw an empty 405, Kommo's page prints a JSON body"),
     "note-created-at": Switch(True, _ON, "§4.5: the SDK sends created_at with notes, the page does not list it"),
+    "field-words": Switch(
+        True, _ON, "§4.8: amocrm-api sends field_name with values, and only enum_code is ever refused"
+    ),
     "minor-units": Switch(False, _ON, "§4.1: SDK 1.16 sends a float price and reads price_with_minor_units"),
     "unchecked-omitted": Switch(False, _ON, "§4.8: whether an unchecked box is false or left out is unverified"),
     "empty-fields-list": Switch(False, _ON, "§8.19: no field values are null on amocrm.ru and [] on Kommo's pages"),
@@ -1822,7 +1825,8 @@ class Kommo:
         values: Row = dict(old["fields"]) if old else {}
         draft: Row = {}
         for item, here in self._items(given, wrong):
-            here.unexpected(item, ("field_id", "field_code", "values"))
+            words = ("field_name", "field_type", "is_computed") if self.on["field-words"] else ()
+            here.unexpected(item, ("field_id", "field_code", "values", *words))
             key = "field_id" if item.get("field_id") is not None else "field_code"
             if item.get(key) is None:
                 here.at("field_id").say("FieldMissing")

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import evolve
 
 from crmclient import vocabulary
-from crmclient.dialect import Context, mapping
+from crmclient.dialect import ABSENT, Context, mapping
 from crmclient.entities import FieldType, FieldValue, Id, Kind, Note, Ref
 from crmclient.errors import AuthFailed, Unreadable
 from crmclient.formats import in_order
@@ -311,7 +311,8 @@ def _card(
     event: Event, kind: Kind, wire: dict[str, Any], brought: set[str], told: Mapping[str, Any], context: Context
 ) -> Event:
     customs: list[dict[str, Any]] = wire.pop("custom_fields", [])
-    definitions: Definitions = context.parts.get(f"fields:{kind}", {})
+    known: Any = context.parts.get(f"fields:{kind}", ABSENT)
+    definitions: Definitions = {} if known is ABSENT else known
     company: int = wire.get("company", 0)
     row = {
         **wire,

@@ -278,6 +278,13 @@ class Named:
 
 
 @frozen(kw_only=True)
+class KnownTag(Named):
+    """§4.6: a colour is for leads only."""
+
+    color: str | None = None
+
+
+@frozen(kw_only=True)
 class LossReason(Named):
     sort: int | None = None
 
@@ -422,8 +429,9 @@ def moment(epoch: object) -> datetime | None:
     if not isinstance(epoch, int) or not epoch:
         return None
     try:
-        return _EPOCH + timedelta(seconds=epoch)
-    except OverflowError:
+        # Not every system's fromtimestamp knows times before 1970.
+        return datetime.fromtimestamp(epoch, UTC) if epoch > 0 else _EPOCH + timedelta(seconds=epoch)
+    except (OverflowError, ValueError, OSError):
         raise Unreadable(f"{epoch} is no time in seconds") from None
 
 

@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "dialects": ("crmclient.cli.dialects", "What each dialect can do, and which fields it carries."),
     "sandbox": ("crmclient.cli.sandbox", "Serve a vendor's API on this machine until Ctrl-C."),
     "login": ("crmclient.cli.login", "Get a token, check it and keep it for the other commands."),
+    "doctor": ("crmclient.cli.doctor", "Say what is wrong with an account, and what to do about it."),
     "list": ("crmclient.cli.read", "List rows: a table for people, JSON lines for machines."),
     "get": ("crmclient.cli.read", "Show one row."),
     "create": ("crmclient.cli.rows", "Make rows of the lines of a file: JSON lines or CSV."),

@@ -29,7 +29,7 @@ from crmclient.auth import Login
 from crmclient.cli.terminal import fail, harmless, json_line, say
 from crmclient.client import Client, connect
 from crmclient.clock import SystemClock
-from crmclient.dialect import Dialect, Listing, Made, Receipt, Refused, Unknown, Verb, Writing
+from crmclient.dialect import Dialect, Listing, Made, Receipt, Refused, Unknown, Verb, Writing, mapping
 from crmclient.entities import (
     Company,
     Contact,
@@ -133,6 +133,8 @@ class Report:
     """The words of an account (users, pipelines) that a side does not list, so that nothing can be mapped by them."""
     troubles: list[str] = field(factory=list[str])
     """Row by row, what was refused, is unknown or could not be read."""
+    under: dict[str, dict[str, int]] = field(factory=lambda: {side: {} for side in ("source", "written", "target")})
+    """How many of the rows that hang on something hang on what kind: read, written and read back."""
     requests: dict[str, int] = field(factory=dict[str, int])
     least: dict[str, int] = field(factory=dict[str, int])
     rate_limited: dict[str, int] = field(factory=dict[str, int])
@@ -170,18 +172,43 @@ def batches(rows: int, size: int) -> int:
     return -(-rows // size)
 
 
-def reads(spoken: Dialect, kind: str, rows: Mapping[str, int]) -> int:
-    """The fewest requests that list all rows of a kind, in an account with so many of each."""
+def reads(spoken: Dialect, kinds: Iterable[str], rows: Mapping[str, int]) -> int:
+    """The fewest requests that read all rows of these kinds, in an account with so many of each.
+
+    What shows only on the card of what it hangs on costs the opening of each card, once for all kinds, and their list.
+    """
+    listed, opened = dict.fromkeys(kinds), dict[str, None]()
+    for kind in tuple(listed):
+        nested = _listing(spoken, kind).nested
+        if nested is not None and nested.every is None:
+            del listed[kind]
+            opened |= dict.fromkeys(_OF[above] for above in nested.parents)
+    return sum(_lists(spoken, kind, rows) for kind in listed | opened) + sum(rows.get(kind, 0) for kind in opened)
+
+
+def _listing(spoken: Dialect, kind: str) -> Listing:
     route = spoken.route(MOVED[kind], Verb.LIST)
     assert isinstance(route, Listing)  # noqa: S101  that is what lists
+    return route
+
+
+def _lists(spoken: Dialect, kind: str, rows: Mapping[str, int]) -> int:
+    route = _listing(spoken, kind)
     nested, paging = route.nested, route.paging or spoken.paging
-    if nested is not None and nested.every is None:
-        parents = [_OF[above] for above in nested.parents]
-        return sum(reads(spoken, parent, rows) + rows.get(parent, 0) for parent in parents)
     size = paging.size if isinstance(paging, PageNumber | Offset) else rows.get(kind, 0) or 1
-    # Where an empty page is the end, it is asked for too.
-    fewest = pages(rows.get(kind, 0), size) + (isinstance(paging, Offset) and rows.get(kind, 0) > 0)
-    return fewest if nested is None else max(fewest, len(nested.parents))
+
+    def fewest(number: int) -> int:
+        # Where an empty page is the end, it is asked for too.
+        return pages(number, size) + (isinstance(paging, Offset) and number > 0)
+
+    if nested is None:
+        return fewest(rows.get(kind, 0))
+    return max(fewest(rows.get(kind, 0)), sum(fewest(rows.get(_under(kind, above), 0)) for above in nested.parents))
+
+
+def _under(kind: str, above: Kind) -> str:
+    """Under which name the rows of a kind are counted that hang on one kind of parent."""
+    return f"{kind} of a {above}"
 
 
 def batch(spoken: Dialect, kind: str) -> int:
@@ -193,18 +220,26 @@ def batch(spoken: Dialect, kind: str) -> int:
 def least(source: Dialect, target: Dialect, report: Report, *, settings: Mapping[str, int]) -> dict[str, int]:
     """The fewest requests such a move can cost on each side: nothing asked twice, every page and every batch full.
 
-    ``settings`` are the requests for users, pipelines and the like.
+    ``settings`` are the requests that signed in and told the users, the pipelines and the like.
     """
-    rows = {kind: tally.read for kind, tally in report.kinds.items()} | dict(report.lost_kinds)
-    reading = sum(reads(source, kind, rows) for kind in rows if source.can(MOVED[kind], Verb.LIST))
-    there = {kind: tally.read_back + tally.unexpected for kind, tally in report.kinds.items()}
-    writing = 0
+    rows = {kind: tally.read for kind, tally in report.kinds.items()} | dict(report.lost_kinds) | report.under["source"]
+    reading = reads(source, [kind for kind in MOVED if kind in rows and source.can(MOVED[kind], Verb.LIST)], rows)
+    there = {kind: tally.read_back + tally.unexpected for kind, tally in report.kinds.items()} | report.under["target"]
+    writing = reads(target, report.kinds, there)
     for kind, tally in report.kinds.items():
         route = target.route(MOVED[kind], Verb.CREATE)
-        writing += batches(tally.written, batch(target, kind)) + tally.completed + reads(target, kind, there)
+        apart = [number for name, number in report.under["written"].items() if name.startswith(f"{kind} of ")]
+        grouped = isinstance(route, Writing) and route.group_by is not None and apart
+        writing += sum(batches(number, batch(target, kind)) for number in (apart if grouped else [tally.written]))
+        writing += tally.completed
         if kind == "contacts" and isinstance(route, Writing) and route.then is not None:
             # What ties rows once they are made comes in batches as large as the rows' own.
-            writing += batches(tally.links_expected, route.batch)
+            told = source.resource(MOVED[kind]).survivors(Verb.LIST) & target.resource(MOVED[kind]).survivors(
+                Verb.CREATE
+            )
+            # A tie dates its row anew, so who changed it and when has to be told once more.
+            stamped = not route.redates and bool(told & {"updated_at", "updated_by"})
+            writing += batches(tally.links_expected, route.batch) * (1 + stamped)
     return {"source": reading + settings["source"], "target": writing + settings["target"]}
 
 
@@ -305,7 +340,7 @@ async def move(source: Client, target: Client, told: Told = _silent, *, task_typ
     Where the source has companies only as words on its contacts and the target has rows for them, each distinct one
     becomes a row; where it is the other way round, contacts keep the words. What the target refuses is reported, and the
     rest goes on; what cannot be carried is reported by name. ``task_type`` is what a task is where the target requires
-    a type and the source's means nothing there.
+    a type and the source's means nothing there; else it is the first that the target tells.
     """
     return await _Move(source, target, told, task_type).run()
 
@@ -336,9 +371,7 @@ class _Move:
 
     async def run(self) -> Report:
         await self._know_the_words()
-        rows: dict[str, Sequence[Any]] = {
-            kind: await self._read(kind) for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)
-        }
+        rows: dict[str, Sequence[Any]] = await self._read()
         self.company_names = {row.id: row.name or "" for row in rows.get("companies", ())}
         if "companies" not in rows and self.target.can(Company, Verb.CREATE):
             rows = {"companies": _companies_named(rows.get("contacts", ())), **rows}
@@ -354,8 +387,7 @@ class _Move:
         await self._know_the_owners([row for each in rows.values() for row in each])
         for kind, each in rows.items():
             await self._write(kind, sorted(each, key=_alike_together))
-        for kind in rows:
-            await self._check(kind)
+        await self._check(tuple(rows))
         self._account()
         return self.report
 
@@ -370,8 +402,8 @@ class _Move:
         asked = [(side, each) for side in ("source", "target") for each in both if self._lists(side, each)]
         answers = await asyncio.gather(*(_vocabulary(getattr(self, side), each) for side, each in asked))
         known: dict[tuple[str, type[Any]], Sequence[Any]] = dict(zip(asked, answers, strict=True))
-        for side, _ in asked:
-            self.settings[side] += 1
+        for side, entity in asked:
+            self.settings[side] += not _parts_of(getattr(self, side), entity)
         self.users = match_users(known.get(("source", User), ()), known.get(("target", User), ()))
         self.places = match_stages(known.get(("source", Pipeline), ()), known.get(("target", Pipeline), ()))
         self.fields = match_fields(known.get(("source", Field), ()), known.get(("target", Field), ()))
@@ -385,20 +417,32 @@ class _Move:
             return False
         return True
 
-    async def _read(self, kind: str) -> list[Any]:
-        tally, rows = self.report.kinds.setdefault(kind, Tally()), list[Any]()
+    async def _read(self) -> dict[str, Sequence[Any]]:
+        """All the rows in one walk, so that what is told of several kinds at once is asked for once."""
+        rows: dict[str, list[Any]] = {kind: [] for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)}
+        tallies = {kind: self.report.kinds.setdefault(kind, Tally()) for kind in rows}
 
-        def on_bad(bad: Unreadable) -> None:
-            tally.unreadable += 1
+        def on_bad(entity: type[Any], bad: Unreadable) -> None:
+            kind = _OF[entity.KIND]
+            tallies[kind].unreadable += 1
             self.report.troubles.append(f"{kind}: {bad}")
 
-        async for row in self.source.of(MOVED[kind]).list(on_bad=on_bad):
-            rows.append(row)
-            if len(rows) % 50 == 0:
-                self.told("read", kind, len(rows), None)
-        tally.read = len(rows) + tally.unreadable
-        self.told("read", kind, len(rows), len(rows))
-        return rows
+        async for row in self.source.together(*(MOVED[kind] for kind in rows), on_bad=on_bad):
+            kind = _OF[row.KIND]
+            rows[kind].append(row)
+            self._count("source", row)
+            if len(rows[kind]) % 50 == 0:
+                self.told("read", kind, len(rows[kind]), None)
+        for kind, found in rows.items():
+            tallies[kind].read = len(found) + tallies[kind].unreadable
+            self.told("read", kind, len(found), len(found))
+        return dict(rows)
+
+    def _count(self, side: str, row: Any) -> None:
+        target: Ref | None = getattr(row, "target", None)
+        if target is not None:
+            counts, name = self.report.under[side], _under(_OF[row.KIND], target.kind)
+            counts[name] = counts.get(name, 0) + 1
 
     async def _know_the_owners(self, rows: Iterable[Entity]) -> None:
         """Map each owner; who has no like in the target is me, if it tells who that is, and only then is it asked."""
@@ -407,7 +451,6 @@ class _Move:
             if id not in self.users and "me" in self.target.dialect.settings:
                 if self.me is None:
                     self.me = (await self.target.me()).ref
-                    self.settings["target"] += 1
                 self.users[id] = self.me, "nothing, so they are me"
             self.report.mapped[f"users by {self.users[id][1] if id in self.users else 'nothing'}"] += 1
 
@@ -423,6 +466,11 @@ class _Move:
                     self.me = next((row.owner for row in page if row.id in nobodys and row.owner), None)
                     if self.me is not None:
                         return
+
+    async def _know_a_task_type(self) -> None:
+        """The first type of task that the target tells, for tasks whose own means nothing there."""
+        if "task_types" in self.target.dialect.settings:
+            self.task_type = next((each.ref for each in await self.target.setting("task_types")), None)
 
     # ------------------------------------------------------------------------------------------------------- mapping
 
@@ -485,6 +533,8 @@ class _Move:
         return {"contacts": links, "outcome": None, **stage}
 
     def _field(self, row: Entity, value: FieldValue) -> FieldValue | None:
+        if value.code is not None and not self.target.can(Field, Verb.LIST):
+            return evolve(value, field=None)  # where no fields are listed, those there are go by their codes
         like = self.fields.get((row.KIND, value.field.id if value.field else None))
         return evolve(value, field=like.ref, code=like.code, name=like.name, type=like.type) if like else None
 
@@ -506,6 +556,8 @@ class _Move:
         tally, resource = self.report.kinds[kind], self.target.dialect.resource(MOVED[kind])
         if "owner" in resource.required and self.me is None:
             await self._know_me()
+        if "type" in resource.required and self.task_type is None:
+            await self._know_a_task_type()
         ready: list[tuple[Id, Any, Any]] = []
         for row in rows:
             moved = self._moved(kind, row)
@@ -550,6 +602,7 @@ class _Move:
         named = f"{kind} {id} ({getattr(row, 'name', None) or getattr(row, 'text', None) or 'no name'})"
         if isinstance(receipt, Made):
             tally.written += 1
+            self._count("written", row)
             self.report.troubles += [f"{named}: written, but {issue}" for issue in receipt.issues]
             return receipt.id
         if isinstance(receipt, Unknown):
@@ -581,26 +634,32 @@ class _Move:
 
     # ------------------------------------------------------------------------------------------------------ checking
 
-    async def _check(self, kind: str) -> None:
+    async def _check(self, kinds: Sequence[str]) -> None:
         """Read the target whole and hold each row that was sent against it."""
-        tally = self.report.kinds[kind]
-        expected: dict[Id | None, Any] = {sent.id: sent.row for sent in self.sent[kind].values() if sent.id is not None}
-        seen = 0
+        expected: dict[Ref, Any] = {
+            Ref(MOVED[kind].KIND, sent.id): sent.row
+            for kind in kinds
+            for sent in self.sent[kind].values()
+            if sent.id is not None
+        }
         # Nothing is read ahead: a page too many would not be the least.
-        async for found in self.target.of(MOVED[kind]).list(prefetch=1):
-            row = expected.pop(found.id, None)
+        async for found in self.target.together(*(MOVED[kind] for kind in kinds), prefetch=1):
+            kind = _OF[found.KIND]
+            self._count("target", found)
+            row, tally = expected.pop(found.ref, None), self.report.kinds[kind]
             if row is None:
                 tally.unexpected += 1
                 continue
-            seen += 1
             tally.read_back += 1
             self._hold_against(row, found, tally)
-            if seen % 50 == 0:
-                self.told("check", kind, seen, tally.written)
-        for row in expected.values():
+            if tally.read_back % 50 == 0:
+                self.told("check", kind, tally.read_back, tally.written)
+        for ref, row in expected.items():
+            tally = self.report.kinds[_OF[ref.kind]]
             tally.links_expected += len(_links(row))
             tally.stages_expected += getattr(row, "stage", None) is not None
-        self.told("check", kind, seen, tally.written)
+        for kind in kinds:
+            self.told("check", kind, self.report.kinds[kind].read_back, self.report.kinds[kind].written)
 
     def _hold_against(self, row: Entity, found: Entity, tally: Tally) -> None:
         wanted, there = _links(row), _links(found)
@@ -618,15 +677,25 @@ class _Move:
         for side, client in (("source", self.source), ("target", self.target)):
             self.report.requests[side] = client.spent.requests
             self.report.rate_limited[side] = client.spent.rate_limited
+            self.settings[side] += client.spent.aside
         self.report.least = least(self.source.dialect, self.target.dialect, self.report, settings=self.settings)
 
 
 async def _vocabulary(crm: Client, entity: type[Any]) -> Sequence[Any]:
     """A list of the account's own words, by way of its settings where they keep it: it is read once then."""
-    part = f"{entity.__name__.lower()}s"
-    if part in crm.dialect.settings:
-        return await crm.setting(part)
-    return [row async for row in crm.of(entity).list()]
+    parts = _parts_of(crm, entity)
+    if not parts:
+        return [row async for row in crm.of(entity).list()]
+    told = [await crm.setting(part) for part in parts]
+    # A part is a list of them, or a map of them by their ids.
+    return [row for each in told for row in cast("Iterable[Any]", mapping(each).values() or each)]
+
+
+def _parts_of(crm: Client, entity: type[Any]) -> list[str]:
+    """The parts of the account's settings that hold these words: one, or one for each kind of rows."""
+    name = f"{entity.__name__.lower()}s"
+    known = crm.dialect.settings
+    return [name] if name in known else [part for part in known if part.startswith(f"{name}:")]
 
 
 def _companies_named(contacts: Iterable[Contact]) -> list[Company]:
@@ -753,9 +822,6 @@ def client_of(spoken: Dialect, running: Running, **more: Any) -> Client:
 
 # ---------------------------------------------------------------------------------------------------------- the command
 
-# What a task is, for a vendor that requires a type and does not list them: an account in use would show one.
-_TASK_TYPES: Final = {"amoxml": "CALL"}
-
 
 @click.command("demo")
 @click.option("--from", "origin", default="electrum", help="The dialect to move from.", show_default=True)
@@ -813,9 +879,8 @@ def _known(name: str) -> tuple[Dialect, Face]:
 
 
 async def _moved(source: Client, target: Client, told: Told) -> Report:
-    word = _TASK_TYPES.get(target.dialect.name)
     async with source, target:
-        return await move(source, target, told, task_type=Ref(Kind.TASK_TYPE, word) if word else None)
+        return await move(source, target, told)
 
 
 class _Bar:

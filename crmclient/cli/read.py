@@ -18,7 +18,7 @@ from crmclient.entities import Company, Contact, Deal, Id, Kind, Link, Money, No
 from crmclient.errors import Unreadable
 from crmclient.profiles import connected, credentials, find, stored_token
 from crmclient.serial import to_tree
-from crmclient.vocabulary import Field, Pipeline, User
+from crmclient.vocabulary import Field, KnownTag, Pipeline, Subscription, User
 
 ENTITIES: Final[dict[str, type[Any]]] = {
     "contacts": Contact,
@@ -29,6 +29,8 @@ ENTITIES: Final[dict[str, type[Any]]] = {
     "users": User,
     "pipelines": Pipeline,
     "fields": Field,
+    "tags": KnownTag,
+    "webhooks": Subscription,
 }
 # Few columns: a table is for looking, `--json` for everything.
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
@@ -40,6 +42,8 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "users": ("id", "name", "email", "admin", "active"),
     "pipelines": ("id", "name", "main", "stages"),
     "fields": ("id", "entity", "name", "type", "code"),
+    "tags": ("id", "entity", "name", "color"),
+    "webhooks": ("id", "events", "active"),
 }
 _ELASTIC: Final = frozenset({"name", "text", "phones", "emails", "email", "company", "stages"})
 # A table of a whole account helps nobody; how much of it is shown is said.

@@ -94,9 +94,15 @@ async def words_of(crm: Client) -> Words:
         companies=tuple(row.ref for row in await _some(crm, Company)),
         deals=tuple(row.ref for row in deals),
         task_types=_different(task.type for task in tasks if task.type),
-        fields=tuple(await _some(crm, Field)),
+        fields=tuple(await _some(crm, Field) or await _told(crm)),
         notes=tuple(notes),
     )
+
+
+async def _told(crm: Client) -> list[Field]:
+    """The fields that settings tell, where no page lists them."""
+    parts = [part for part in crm.dialect.settings if part.startswith("fields:")]
+    return [field for part in parts for field in (await crm.setting(part)).values()]
 
 
 async def _some(crm: Client, entity: type[Any]) -> list[Any]:
@@ -271,7 +277,8 @@ def _fields(words: Words, kind: Kind, number: int) -> tuple[FieldValue, ...]:
 
 
 def _value(field: Field, content: Iterable[FieldContent]) -> FieldValue:
-    return FieldValue(tuple(content), field=field.ref, code=field.code, name=field.name, type=field.type)
+    ref = field.ref if field.id is not None else None
+    return FieldValue(tuple(content), field=ref, code=field.code, name=field.name, type=field.type)
 
 
 def _content(field: Field, number: int) -> tuple[FieldContent, ...]:

@@ -3,6 +3,7 @@
 A few routes of that dialect, written as its adapter would, over canned answers in the vocabulary of the reference.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -135,7 +136,7 @@ def whole_contact(reading: Any) -> dict[str, Any]:
 SECTIONS = ("name", "position", "phones", "emails", "webs", "tags")
 
 
-def lacks(reading: Any) -> tuple[str, ...]:
+def lacks(reading: Any, change: Mapping[str, Any]) -> tuple[str, ...]:
     there = {each["tag"] for each in reading["children"]}
     return tuple(section for section in SECTIONS if section not in there)
 
@@ -151,6 +152,10 @@ def detail(ref: Ref) -> Call:
     return page("contact_detail" if ref.kind is Kind.CONTACT else "deal_detail", ID=ref.id)
 
 
+ONE_CONTACT = Getting(
+    call=lambda id, target: detail(Ref(Kind.CONTACT, id)), row=lambda reply: child(reply.body, "contact")
+)
+
 CONTACTS = Resource(
     entity=Contact,
     vendor="contacts",
@@ -159,12 +164,9 @@ CONTACTS = Resource(
     fields={"name": ALL, "position": ALL, "phones": ALL, "emails": ALL, "tags": ALL},
     routes={
         Verb.LIST: Listing(call=page("contacts"), rows=rows_of("contacts")),
-        Verb.GET: Getting(
-            call=lambda id, target: detail(Ref(Kind.CONTACT, id)), row=lambda reply: child(reply.body, "contact")
-        ),
+        Verb.GET: ONE_CONTACT,
         Verb.UPDATE: Merging(
-            read=lambda id: detail(Ref(Kind.CONTACT, id)),
-            row=lambda reply: child(reply.body, "contact"),
+            read=ONE_CONTACT,
             whole=whole_contact,
             lacks=lacks,
             write=Writing(
@@ -364,6 +366,48 @@ def test_all_notes_are_read_by_walking_the_parents_and_opening_each_once() -> No
     assert opened == [11, 12, 21, 22]
     # The list says how many pages there are, and what lies beyond the last is the last again: it is never asked for.
     assert [call.body["PAGEN_1"] for call in server.calls if call.path.endswith("contacts.php")] == ["1", "2"]
+
+
+def both(server: Server, dialect: Dialect = XML, **more: Any) -> list[Any]:
+    return server.walk(flows.together(dialect, (Contact, Note), **more))
+
+
+def test_parents_and_what_is_under_them_come_from_one_opening_of_each() -> None:
+    server = Server(XML, details(notes="<note><id>1{on}</id><body>on {on}</body></note>"))
+    found = both(server)
+    assert [row.ref for row in found[:4]] == [
+        Ref(Kind.CONTACT, 11),
+        Ref(Kind.NOTE, 111),
+        Ref(Kind.CONTACT, 12),
+        Ref(Kind.NOTE, 112),
+    ]
+    # As the card tells them and not the list, which tells names only.
+    assert all(row.phones and not row.unread for row in found if isinstance(row, Contact))
+    opened = [call.body["ID"] for call in server.calls if call.path.endswith("_detail.php")]
+    assert opened == [11, 12, 21, 22]
+    assert server.run(flows.cost(flows.together(XML, (Contact, Note)))) == 2 + 4
+
+
+def test_a_parent_that_opening_does_not_tell_comes_as_it_was_listed() -> None:
+    elsewhere = evolve(NOTES.routes[Verb.LIST], nested=Nested(parents=(Kind.CONTACT,), of=lambda ref: detail(ref)))
+    apart = evolve(ONE_CONTACT, call=lambda id, target: page("contact_card", ID=id))
+    dialect = evolve(
+        XML,
+        resources={
+            Contact: evolve(CONTACTS, routes={**CONTACTS.routes, Verb.GET: apart}),
+            Note: evolve(NOTES, routes={**NOTES.routes, Verb.LIST: elsewhere}),
+        },
+    )
+    server = Server(dialect, details(notes="<note><id>1{on}</id></note>"))
+    people = [row for row in both(server, dialect) if isinstance(row, Contact)]
+    assert [(row.id, bool(row.unread)) for row in people] == [(11, True), (12, True), (21, True), (22, True)]
+    assert not any("contact_card" in call.path for call in server.calls)
+
+
+def test_one_parent_and_what_is_under_it_is_one_opening() -> None:
+    server = Server(XML, details(notes=NOTE.format(id=3, text="called")))
+    assert [row.ref for row in both(server, target=Ref(Kind.CONTACT, 5))] == [Ref(Kind.CONTACT, 5), Ref(Kind.NOTE, 3)]
+    assert len(server.calls) == 1
 
 
 def test_a_parent_deleted_meanwhile_takes_its_notes_with_it() -> None:

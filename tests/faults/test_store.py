@@ -225,9 +225,10 @@ from crmclient.dialect import Token
 
 async def main():
     store, n = FileTokens(sys.argv[1]), 0
-    print("saving", flush=True)
     while True:
         n += 1
+        if n == 2:
+            print("saving", flush=True)
         async with store.lock("kommo-x"):
             await store.save("kommo-x", Token(access=Secret("a" * 1200 + str(n)), refresh=Secret("r" * 1200 + str(n))))
 
@@ -238,7 +239,7 @@ asyncio.run(main())
 @pytest.mark.e2e
 def test_fault_089_091_a_process_killed_while_it_saves_tears_nothing(tmp_path):
     asyncio.run(FileTokens(tmp_path).save("kommo-x", TOKEN))
-    for n in range(8):
+    for n in range(5):
         saver = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE)
         assert saver.stdout is not None
         saver.stdout.readline()
@@ -248,7 +249,7 @@ def test_fault_089_091_a_process_killed_while_it_saves_tears_nothing(tmp_path):
         saver.stdout.close()
         token = asyncio.run(FileTokens(tmp_path).load("kommo-x"))
         assert token is not None
-        if n == 7:
+        if n == 0:
             assert token != TOKEN, "nothing was saved at all: this test sees nothing"
         assert len(list(tmp_path.iterdir())) <= 3
 
@@ -462,7 +463,8 @@ async def test_fault_097_without_locks_nothing_is_locked_and_it_is_said_why(tmp_
 
 
 @pytest.mark.asyncio
-async def test_fault_098_a_lock_on_a_file_that_was_removed_is_none(tmp_path):
+@pytest.mark.parametrize("made_anew", [False, True])
+async def test_fault_098_a_lock_on_a_file_that_was_removed_is_none(tmp_path, made_anew):
     removed: list[int] = []
 
     class Removing(Files):
@@ -471,6 +473,8 @@ async def test_fault_098_a_lock_on_a_file_that_was_removed_is_none(tmp_path):
             if not removed:
                 (tmp_path / "kommo-x.lock").unlink()
                 removed.append(handle)
+                if made_anew:
+                    (tmp_path / "kommo-x.lock").touch(0o600)
             return taken
 
     async with FileTokens(tmp_path, files=Removing()).lock("kommo-x"):

@@ -242,7 +242,7 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 async def test_fault_014_what_is_no_http_is_an_error_and_the_connection_is_not_used_again(what) -> None:
-    async with against(*[Say(WRONG[what])] * 3) as (server, crm):
+    async with against(*[Say(WRONG[what], then="close")] * 3) as (server, crm):
         with pytest.raises(ConnectionLost):
             await crm.contacts.get(1)
         assert server.connections == 3
