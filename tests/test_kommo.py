@@ -34,7 +34,7 @@ from crmclient.sandbox.server import Running, face, in_process
 from crmclient.sandbox.world import World, populate
 from crmclient.vocabulary import KnownTag, Option, Stage, Subscription
 from crmclient.webhooks import Delivery, Secrets
-from crmclient_kommo import codec
+from crmclient_kommo import codec, wire
 from crmclient_kommo.sandbox import delivered, grants
 
 MOSCOW = Context(given_zone=ZoneInfo("Europe/Moscow"))
@@ -1569,6 +1569,19 @@ async def test_a_word_of_the_account_that_an_answer_does_not_name_is_unknown() -
     async with account(transport=spoiled("/leads/tags", answer)) as it:
         one, other = await it.crm.tags.create_many([KnownTag(entity=Kind.DEAL, name=name) for name in "ab"])
         assert (one.made().id, type(other)) == (5, Unknown)
+
+
+@pytest.mark.parametrize("id", [[], {"a": [1]}, None, "5", 1.5])
+def test_an_answer_that_names_no_id_says_nothing_of_a_row(id: object) -> None:
+    """Found by nox -s fuzz: an id that cannot be looked up."""
+    answer = Reply(200, body={"_embedded": {"contacts": [{"id": id, "updated_at": 1774001700}]}})
+    sent = [Row(number=0, wire={}, entity=Contact(id=5), id=5)]
+    assert [type(each) for each in wire.updated("contacts")(answer, sent)] == [Unknown]
+
+
+def test_a_length_of_time_beyond_all_counting_is_unreadable() -> None:
+    with pytest.raises(Unreadable, match="no length of time"):
+        codec.decode_task({"id": 1, "duration": 10**30}, MOSCOW)
 
 
 @pytest.mark.asyncio

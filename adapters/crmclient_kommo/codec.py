@@ -33,7 +33,7 @@ from crmclient.errors import IncompleteRead, Invalid, Issue
 from crmclient.serial import maker, structured
 from crmclient.vocabulary import zone_named
 from crmclient_kommo import wire
-from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES, WRITABLE_NOTES, moment
+from crmclient_kommo.wire import CONVERTER, KINDS, LABELS, NOTE_KINDS, TYPES, WRITABLE_NOTES, moment, span
 
 T = TypeVar("T")
 
@@ -242,7 +242,7 @@ def decode_task(row: Any, context: Context) -> entities.Task:
         text=read.text,
         type=Ref(Kind.TASK_TYPE, read.task_type_id) if read.task_type_id is not None else None,
         due=moment(read.complete_till),
-        duration=timedelta(seconds=read.duration) if read.duration else None,
+        duration=span(read.duration),
         done=read.is_completed or False,
         result=said if isinstance(said, str) and said else None,
         target=Ref(kind, read.entity_id) if kind and read.entity_id else None,

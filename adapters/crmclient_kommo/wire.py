@@ -410,7 +410,8 @@ def updated(word: str) -> Callable[[Reply, Sequence[Row]], tuple[Receipt[Any], .
     """§5: an update's answer names the ids; only tasks' name the request_id too."""
 
     def matched(reply: Reply, sent: Sequence[Row]) -> tuple[Receipt[Any], ...]:
-        known = {each.get("id"): moment(each.get("updated_at")) for each in map(mapping, rows(word)(reply))}
+        told = (each for each in map(mapping, rows(word)(reply)) if isinstance(each.get("id"), int))
+        known = {each["id"]: moment(each.get("updated_at")) for each in told}
         found: list[Receipt[Any]] = []
         for row in sent:
             receipt = _written(row.id if row.id in known else None, reply)
@@ -433,6 +434,14 @@ def moment(epoch: object) -> datetime | None:
         return datetime.fromtimestamp(epoch, UTC) if epoch > 0 else _EPOCH + timedelta(seconds=epoch)
     except (OverflowError, ValueError, OSError):
         raise Unreadable(f"{epoch} is no time in seconds") from None
+
+
+def span(seconds: int | None) -> timedelta | None:
+    """Seconds; 0 is an empty one. Raises Unreadable for more than anybody counts."""
+    try:
+        return timedelta(seconds=seconds) if seconds else None
+    except OverflowError:
+        raise Unreadable(f"{seconds} is no length of time in seconds") from None
 
 
 def _written(id: Any, reply: Reply) -> Receipt[Any]:

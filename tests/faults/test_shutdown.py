@@ -34,6 +34,8 @@ def test_fault_145_no_option_of_any_command_takes_a_secret() -> None:
     assert len(found) > 5
     for name, command in found:
         for parameter in command.params:
+            if getattr(parameter, "is_flag", False):
+                continue  # it takes nothing
             words = " ".join((*parameter.opts, *parameter.secondary_opts))
             assert not SECRET.search(words), f"crmclient {name}: {words}"
 
