@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -10,6 +11,7 @@ CATALOGUE = tomllib.loads((HERE / "faults" / "catalogue.toml").read_text("utf-8"
 NAMED = re.compile(r"test_fault((?:_\d{3})+)_[a-z]")
 
 
+@cache
 def claims() -> dict[str, list[str]]:
     """The tests that bear each number, by number."""
     found: dict[str, list[str]] = {}

@@ -22,7 +22,7 @@ TELLING = ("amoxml", "electrum")
 async def account(name: str, **numbers: int) -> AsyncIterator[tuple[Client, Running]]:
     clock = FakeClock()
     with World(clock=clock) as world:
-        populate(world, **{"contacts": 130, "companies": 5, "deals": 104, "tasks": 30, "notes": 30, **numbers}, seed=5)
+        populate(world, **{"contacts": 103, "companies": 5, "deals": 6, "tasks": 12, "notes": 12, **numbers}, seed=5)
         running = in_process(face(name), world)
         async with client_of(dialect(name), running, transport=running.transport(), clock=clock) as crm:
             yield crm, running

@@ -96,8 +96,12 @@ def children(element: Tree) -> Sequence[Element]:
 
 def child(element: Tree, tags: Tags) -> Element | None:
     """The child under the likeliest of these tags."""
-    found = {each["tag"]: each for each in reversed(children(element))}
-    return next((found[tag] for tag in tags if tag in found), None)
+    found = children(element)
+    for tag in tags:
+        for each in found:
+            if each["tag"] == tag:
+                return each
+    return None
 
 
 def find(root: Tree, tags: Tags) -> Element | None:
