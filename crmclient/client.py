@@ -5,6 +5,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing
 from datetime import datetime, tzinfo
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
@@ -80,6 +81,8 @@ class Collection(Generic[E]):
         Filters are the same words in every dialect. What the server cannot filter is filtered here, at the price of
         reading it; what it says it filtered is checked row by row. ``on_bad`` gets each row that cannot be read, and the
         walk goes on; without it the first one is raised. ``prefetch=1`` reads nothing ahead.
+        A row that is deleted while you read, before the place you have come to, moves its neighbours up, and one of them
+        may slip between two pages: what must be complete is read again, until a pass brings nobody new.
 
         Raises Unsupported where the dialect cannot list these rows, or they do not tell what a filter asks.
         """
@@ -333,6 +336,7 @@ def connect(
         credentials=given,
         store=tokens or MemoryTokens(),
         account=stored_as(spoken.name, parts.netloc),
+        kept_as=stored_as(spoken.name, parts.netloc, getattr(given, "login", None)),
         rates=rates,
         pacer=pacer or SHARED_PACERS,
         clock=clock or SYSTEM_CLOCK,
@@ -374,6 +378,8 @@ def _checked_url(given: str) -> str:
     try:
         parts = urlsplit(given)
         well = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        if re.fullmatch(r"[0-9.]+", parts.hostname or ""):
+            ip_address(parts.hostname or "")
     except ValueError:
         raise Misconfigured("base_url is no address: it is http://host… or https://host…") from None
     if "@" in parts.netloc or parts.query or parts.fragment:

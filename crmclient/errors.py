@@ -90,9 +90,8 @@ class CRMError(Exception):
         return copied
 
     def __str__(self) -> str:
-        parts = [self.message]
-        if self.detail and self.detail not in self.message:
-            parts.append(f"the server said: {self.detail}")
+        said = f"; the server said: {self.detail}" if self.detail and self.detail not in self.message else ""
+        parts = [f"{self.message}{said}"]
         known = [
             f"{name} {value}"
             for name, value in (("HTTP", self.status), ("code", self.code), ("request", self.request_id))
@@ -168,7 +167,12 @@ class TransportError(CRMError):
 
 
 class Unreachable(TransportError):
-    """The connection was not made, so nothing was sent: safe to repeat, a create too."""
+    """The connection was not made, so nothing was sent: safe to repeat, a create too.
+
+    Not ``passing``: repeating helps nobody, as the server's certificate is not trusted.
+    """
+
+    passing = True
 
 
 class ConnectionLost(TransportError):

@@ -42,6 +42,7 @@ from crmclient.dialect import (
     Walk,
     Writing,
     lost,
+    read,
 )
 from crmclient.entities import Entity, FieldValue, Id, Kind, Link, Ref, field_names, fields_emptied, filled
 from crmclient.errors import (
@@ -248,14 +249,19 @@ def listing(
 def _reader(dialect: Dialect, entity: type[Any], asked: Filter, on_bad: Callable[[Unreadable], None] | None) -> Reader:
     """How the rows of a kind are read, each checked against the filters."""
     resource, route, names = dialect.resource(entity), _route(dialect, entity, Verb.LIST, Listing), asked.asked()
-    told: set[str] = set()
+    probe, told = read("/"), set[str]()
+
+    def asked_of_the_server(name: str) -> bool:
+        """A stage without its pipeline, say, is not sent, so it was not ignored. Ids may be the paging's to send."""
+        narrow = route.filters.get(name)
+        return narrow is not None and (name == "ids" or narrow(probe, asked) is not probe)
 
     def kept(row: Any) -> bool:
         for name, given in names.items():
             if _LOOKS_AT.get(name) in getattr(row, "unread", ()):
                 raise Unsupported(f"{resource.vendor} cannot be filtered by {name}: this reading does not tell it")
             if name not in route.trusted and not matches(row, name, given):
-                if name in route.filters and name not in told:
+                if name not in told and asked_of_the_server(name):
                     told.add(name)
                     _log.warning(
                         "%s ignored the filter %s of %s: its answer is filtered here",

@@ -25,7 +25,8 @@ from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary
+from weakref import ref as weakref
 
 import anyio
 from attrs import define, field, frozen
@@ -340,6 +341,14 @@ class Book:
         for owner in [owner for owner, kept in self.line.items() if now - kept > 1]:
             del self.line[owner]
 
+    def at_rest(self, now: float) -> bool:
+        """Whether nothing in it matters any more to anybody who comes."""
+        window = self.keep * (1 + WIDEST_SHARE)
+        busy = any(turn.sent is None or turn.arrived(DOUBT) > now - window for turn in self.turns)
+        wary = self.wider > 0 and now - self.wider_since < 5 * HALF_LIFE
+        banned = self.banned is not None and now < self.banned_until
+        return not (busy or wary or banned or now < self.not_before)
+
     # -- too much
 
     def margin(self, rate: Rate, now: float) -> float:
@@ -525,19 +534,47 @@ class LocalPacer:
         self.shelf.tell(lambda book: book.ban(error, now))
 
 
+@define(eq=False)
+class _Shared:
+    """One account's book, the pacer that goes by it while anybody holds it, and the event loop that one belongs to."""
+
+    book: Book
+    loop: "weakref[asyncio.AbstractEventLoop]"
+    pacer: "weakref[LocalPacer]"
+
+
 class SharedPacers:
-    """One pacer an account in this process: two clients of one account share its limits without being told."""
+    """One pacer an account in this process: two clients of one account share its limits without being told.
+
+    A client that comes after the other has gone, in a later event loop even, finds what that one left in the window, its
+    pause and its ban. Two loops at once share nothing: that is what FilePacer is for.
+    """
 
     def __init__(self) -> None:
-        self._pacers: WeakValueDictionary[tuple[object, ...], LocalPacer] = WeakValueDictionary()
+        self._kept: WeakKeyDictionary[Clock, dict[tuple[object, ...], list[_Shared]]] = WeakKeyDictionary()
 
     def of(self, account: str, rates: Sequence[Rate], clock: Clock) -> LocalPacer:
-        # By the loop too: a line of one event loop cannot be stood in from another.
-        key = (account, tuple(rates), id(clock), id(asyncio.get_running_loop()))
-        found = self._pacers.get(key)
-        if found is None:
-            found = self._pacers[key] = LocalPacer(rates, clock)
-        return found
+        loop, kept = asyncio.get_running_loop(), self._kept.setdefault(clock, {})
+        self._forget(kept, clock.monotonic())
+        shared = kept.setdefault((account, tuple(rates)), [])
+        mine = next((each for each in shared if each.loop() is loop), None)
+        if mine is None:
+            mine = next((each for each in shared if (other := each.loop()) is None or other.is_closed()), None)
+        pacer = mine.pacer() if mine is not None and mine.loop() is loop else None
+        if pacer is None:
+            # Not the old one: a line of one event loop cannot be stood in from another.
+            book = Book() if mine is None else mine.book
+            pacer = LocalPacer(rates, clock, shelf=InMemory(book))
+            if mine is not None:
+                shared.remove(mine)
+            shared.append(_Shared(book, weakref(loop), weakref(pacer)))
+        return pacer
+
+    def _forget(self, kept: dict[tuple[object, ...], list[_Shared]], now: float) -> None:
+        for key, shared in [*kept.items()]:
+            shared[:] = [each for each in shared if each.pacer() is not None or not each.book.at_rest(now)]
+            if not shared:
+                del kept[key]
 
 
 SHARED_PACERS = SharedPacers()

@@ -83,7 +83,7 @@ class Profile:
     @property
     def stored_as(self) -> str:
         """The name this account's token is kept under. Raises Misconfigured where the account is not named."""
-        return stored_as(self.speaks.name, urlsplit(self.address).netloc)
+        return stored_as(self.speaks.name, urlsplit(self.address).netloc, self.login if self.logs_in else None)
 
     @property
     def address(self) -> str:

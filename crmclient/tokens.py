@@ -743,6 +743,7 @@ def _why(wrong: Exception) -> str:
     return _reason(wrong) if isinstance(wrong, OSError) else type(wrong).__name__
 
 
-def stored_as(dialect: str, host: str) -> str:
-    """The name an account's token is kept under."""
-    return f"{dialect}-{host.lower()}"
+def stored_as(dialect: str, host: str, login: str | None = None) -> str:
+    """The name an account's token is kept under; a login's session is that user's alone, with that user's rights."""
+    whose = f"-{login.lower()}" if login is not None else ""
+    return f"{dialect}-{host.lower()}{whose}"

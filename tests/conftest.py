@@ -26,6 +26,19 @@ def pytest_sessionstart() -> None:
         raise RuntimeError(f"the tests would run on {crmclient.__file__}, not on the installed wheel")
 
 
+# Many cases of one law each, and no matter of the Python that runs them: nox runs them on the first one only.
+ONCE = {
+    *("test_endpoints.py", "test_fuzz.py", "test_pacing.py", "test_pairs.py", "test_roundtrip.py", "test_together.py"),
+    *("test_demo.py", "test_plan.py", "test_check.py", "test_retry.py", "test_limits.py", "test_webhooks.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in ONCE:
+            item.add_marker(pytest.mark.once)
+
+
 # ------------------------------------------------------------------------------------- the fault catalogue as a table
 
 _ENDED: dict[str, list[str]] = {}

@@ -29,6 +29,7 @@ from crmclient import (
     Label,
     Link,
     Login,
+    MemoryTokens,
     Money,
     NotApplied,
     Note,
@@ -507,6 +508,14 @@ async def test_ids_are_asked_for_in_portions_because_beside_them_the_offset_is_i
     # That nobody has the first two hundred is no end.
     assert rows == list(range(201, 451))
     assert [len(request.url.params.get_list("id[]")) for request in server.asked] == [200, 200, 50]
+
+
+@pytest.mark.asyncio
+async def test_what_is_ignored_beside_ids_is_looked_at_here_and_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    async with canned(lambda request: listed(contact_row(id=1), contact_row(id=2, responsible_user_id=7))) as server:
+        rows = [row.id async for row in server.crm.contacts.list(ids=[1, 2], owner=Ref(Kind.USER, 7))]
+    assert (rows, caplog.messages) == ([2], [])
+    assert "responsible_user_id" not in server.asked[0].url.params
 
 
 @pytest.mark.asyncio
@@ -1184,6 +1193,27 @@ async def test_a_login_is_exchanged_for_a_session_that_is_renewed_once_it_is_ove
         account.clock.advance(16 * 60)
         assert (await account.crm.me()).email == account.run.credentials["login"]
         assert desk.count == 3
+
+
+@pytest.mark.asyncio
+async def test_two_users_of_an_account_who_share_a_store_never_share_a_session() -> None:
+    """§2: "Rights are those of the user whose key is used"."""
+    asked_as: list[str] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("auth.php"):
+            login = json.loads(request.content)["USER_LOGIN"]
+            told = {"set-cookie": f"session_id={login.partition('@')[0]}; path=/"}
+            return httpx.Response(200, json={"response": {"auth": True}}, headers=told)
+        asked_as.append(request.headers["cookie"])
+        return httpx.Response(204)
+
+    tokens = MemoryTokens()
+    for login in ("olga@roga.example", "ivan@roga.example", "olga@roga.example"):
+        given = {"credentials": Login(login, hash="h"), "tokens": tokens, "transport": httpx.MockTransport(serve)}
+        async with connect("amocrm", "roga", **given) as crm:
+            assert [row async for row in crm.tasks.list()] == []
+    assert asked_as == ["session_id=olga", "session_id=ivan", "session_id=olga"]
 
 
 @pytest.mark.parametrize("form", ["110", "401", "problem"])

@@ -23,6 +23,7 @@ from crmclient import (
     Link,
     Note,
     Ref,
+    Rejected,
     Task,
     Unsupported,
     UsageError,
@@ -339,3 +340,9 @@ async def test_a_date_of_an_account_that_tells_no_zone_is_refused_with_the_way_t
 def born(trial: Trial) -> Contact:
     day = next(value for value in trial.full(Contact).fields if value.type is FieldType.DATE)
     return Contact(name="Иван", fields=[day])
+
+
+async def test_an_error_keeps_our_sentence_and_the_servers_apart() -> None:
+    refused = Rejected("the account is not paid", detail="Payment required", status=402)
+    assert str(refused) == "the account is not paid; the server said: Payment required [HTTP 402]"
+    assert str(Rejected("Payment required", detail="Payment required")) == "Payment required"

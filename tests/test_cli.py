@@ -23,6 +23,7 @@ from crmclient.cli import COMMANDS, commands
 from crmclient.cli.demo import served
 from crmclient.cli.dialects import letters
 from crmclient.cli.login import Landing, _asked, consent_address, granted  # pyright: ignore[reportPrivateUsage]
+from crmclient.cli.read import ENTITIES
 from crmclient.cli.sandbox import opened_world
 from crmclient.cli.terminal import harmless, json_line
 from crmclient.clock import FakeClock, SystemClock
@@ -82,6 +83,12 @@ def test_every_command_has_help(name: str) -> None:
     assert done.exit_code == 0
     assert "Usage:" in done.stdout
     assert "\\b" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["list", "get", "export"])
+def test_every_kind_of_row_that_can_be_asked_for_is_in_the_help(name: str) -> None:
+    told = " ".join(invoke(name, "--help").stdout.split())
+    assert f"ENTITY is {', '.join(tuple(ENTITIES)[:-1])} or {tuple(ENTITIES)[-1]}" in told
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])

@@ -152,6 +152,7 @@ def test_a_base_url_that_holds_a_secret_is_refused_and_not_shown(address):
         "https://:80",
         "http://[::1",
         "http://x:0",
+        "http://1270.0.0.1",
     ],
 )
 def test_a_base_url_that_is_none_is_refused(address):
@@ -174,9 +175,7 @@ def test_a_rate_that_is_none_is_refused_at_once(limit, seconds):
 # ---------------------------------------------------------------------------------------------------------- plain http
 
 
-@pytest.mark.parametrize(
-    "host", ["x.test", "10.0.0.1", "127.0.0.1.evil.test", "127.evil.test", "localhost.evil.test", "1270.0.0.1"]
-)
+@pytest.mark.parametrize("host", ["x.test", "10.0.0.1", "127.0.0.1.evil.test", "127.evil.test", "localhost.evil.test"])
 def test_a_token_over_plain_http_to_another_machine_warns(host):
     with pytest.warns(InsecureTransport, match="plain http") as told:
         connect("electrum", base_url=f"http://{host}:8080", credentials=CANARY)

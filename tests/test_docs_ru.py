@@ -115,6 +115,7 @@ def test_the_files_shown_are_taken() -> None:
         assert [line.wrong for line in found] == [None, None]
         ivan, anna = (from_tree(Contact, line.tree) for line in found)
         assert (ivan.name, ivan.phones[0].value) == ("Иван Петров", "+79991234567")
+        assert all(phone.value.startswith("+7") for row in (ivan, anna) for phone in row.phones)
         assert anna.name == "Анна Смирнова"
     assert json.loads(lines.splitlines()[0])["phones"] == ["+79991234567"]
 

@@ -124,6 +124,7 @@ async def test_an_account_that_is_well_is_said_to_be_well(
 ) -> None:
     ward = Ward(tmp_path, dialect, world)
     ward = ward.with_login() if "login" in ward.run.credentials else ward.with_token()
+    ward.profile = evolve(ward.profile, zone="Europe/Moscow")
     diagnosis = await ward.seen()
     assert diagnosis.well, in_words(diagnosis)
     assert [finding.about for finding in diagnosis.findings] == looked_at
@@ -205,6 +206,17 @@ async def test_filters_that_are_not_paid_for_are_found_out(tmp_path: Path, world
     assert found.about == "filters"
     assert "gave 4" in found.said
     assert "paid option" in (found.then or "")
+
+
+@pytest.mark.asyncio
+async def test_a_zone_that_nobody_tells_is_asked_for(tmp_path: Path, world: World) -> None:
+    ward = Ward(tmp_path, "amoxml", world).with_login()
+    found = sick(await ward.seen())
+    assert found.about == "zone"
+    assert "created_at, updated_at of deals" in found.said
+    assert "zone = " in (found.then or "")
+    ward.profile = evolve(ward.profile, zone="Europe/Moscow")
+    assert (await ward.seen()).well
 
 
 @pytest.mark.asyncio

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -13,14 +15,50 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crmclient import Contact, Invalid, Unreadable
+from crmclient import Contact, Invalid, Unreadable, formats
 from crmclient.dialect import Unparsed
 from crmclient.flows import overlaid
 from crmclient.formats import FormsInXmlOut, Json, form, iso, php_pairs, php_tree
 from crmclient.serial import to_tree
 
-JSON = Json()
 XML = FormsInXmlOut()
+
+
+class BothRoads:
+    """JSON that is read by msgspec and by the standard library, who have to say the same of whatever is read."""
+
+    def __init__(self, **told: Any) -> None:
+        self._json = Json(**told)
+        self.encode = self._json.encode
+
+    def decode(self, content: bytes, content_type: str) -> Any:
+        assert formats._faster() is not None
+        fast = self._json.decode(content, content_type)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(formats, "_faster", lambda: None)
+            standard = self._json.decode(content, content_type)
+        assert exact(fast) == exact(standard)
+        return fast
+
+
+def exact(tree: Any) -> Any:
+    """A tree with all that an == does not tell: 1, True and 1.0 apart, 1.1 and 1.10, the order of the keys."""
+    told: list[Any] = []
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            told.append(("map", *part))
+            waiting += part.values()
+        elif isinstance(part, list):
+            told.append(("list", len(part)))
+            waiting += part
+        else:
+            told.append((type(part), part if isinstance(part, str | Unparsed) else str(part)))
+    return told
+
+
+JSON = BothRoads()
 
 
 def decode(text: str | bytes) -> Any:
@@ -58,6 +96,15 @@ def seconds(work: Callable[[], object]) -> float:
         ('{"a":1,"a":2}', {"a": 2}),
         ('\ufeff{"a":true}', {"a": True}),
         (' \r\n{"a":false}\n', {"a": False}),
+        ("-0", 0),
+        ("-9223372036854775809", -(2**63) - 1),
+        ("9" * 4300, 10**4300 - 1),
+        ("1E5", Decimal("1E+5")),
+        ("0e999999", Decimal("0E+999999")),
+        ('{"a":1,"b":2,"a":3}', {"a": 3, "b": 2}),
+        ('"\\ud83d\\ude00 \\/ \x7f"', "😀 / \x7f"),
+        ('"\\ud800"', "\ud800"),
+        ('{"\\udfff":"\\ud800\\u0041"}', {"\udfff": "\ud800A"}),
     ],
 )
 def test_json_is_read_exactly(text, tree):
@@ -75,13 +122,26 @@ def test_json_is_read_exactly(text, tree):
         ("[-Infinity]", "-Infinity"),
         ("9" * 5000, "not JSON"),
         ('{"a":' + "9" * 5000 + "}", "not JSON"),
+        ("-" + "9" * 5000, "not JSON"),
         ('{"a":1', "not JSON"),
         ("{}{}", "not JSON"),
+        ("[1]\0", "not JSON"),
+        ("[1,]", "not JSON"),
+        ("01", "not JSON"),
+        ("1.", "not JSON"),
+        ("[.5]", "not JSON"),
+        ("\x0b1", "not JSON"),
+        ('"\n"', "not JSON"),
+        ('"\\x41"', "not JSON"),
+        ("{'a':1}", "not JSON"),
+        ('{"a":1/**/}', "not JSON"),
         ("plain words", "not JSON"),
         ("<!DOCTYPE html>", "HTML"),
         ("  \n<html>", "HTML"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>', ""),
         (b'"\xff"', "not UTF-8 at byte 1"),
+        (b'"\xed\xa0\x80"', "not UTF-8 at byte 1"),
+        (b'{"\xc0\x80":1}', "not UTF-8 at byte 2"),
         ('{"a":1}'.encode("utf-16"), ""),
         ("", "not JSON"),
     ],
@@ -137,9 +197,9 @@ def test_how_deep_an_answer_is_is_counted_exactly(tree, more):
     for _ in range(more):
         tree = [tree]
     text, deep = json.dumps(tree).encode(), levels(tree)
-    assert Json(depth=deep).decode(text, "") == tree
+    assert BothRoads(depth=deep).decode(text, "") == tree
     if deep:
-        assert "deeper" in reason(Json(depth=deep - 1).decode(text, ""))
+        assert "deeper" in reason(BothRoads(depth=deep - 1).decode(text, ""))
 
 
 def test_brackets_inside_strings_do_not_count():
@@ -165,6 +225,52 @@ def test_the_preview_is_short_and_printable():
 def test_whatever_comes_is_a_tree_or_unparsed_and_never_an_exception(content):
     JSON.decode(content, "")
     XML.decode(content, "")
+
+
+# Texts that are nearly JSON, or are.
+PIECES = st.sampled_from(
+    [
+        *'{}[],:"\\-01.e+/ \n\t\0\x7f\ufeffЫ',
+        "\\u",
+        "d800",
+        "dc00",
+        "0041",
+        "9" * 20,
+        "400",
+        "null",
+        "true",
+        "NaN",
+        '"a":',
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+@settings(max_examples=500)
+def test_both_readers_of_json_take_the_same_texts(text):
+    decode(text)
+    decode(f'[{{"a":"{text}"}},{text}]')
+
+
+def test_json_is_read_where_msgspec_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "msgspec.json", None)
+    formats._faster.cache_clear()
+    try:
+        assert formats._faster() is None
+        assert Json().decode(b'{"a":[1.10,"\xd0\xab"]}', "") == {"a": [Decimal("1.10"), "Ы"]}
+    finally:
+        formats._faster.cache_clear()
+
+
+def test_msgspec_is_loaded_when_something_is_read_and_not_before():
+    said = "import sys, crmclient.formats as f; before = 'msgspec' in sys.modules; f.Json().decode(b'1', '')"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{said}; print(before, 'msgspec' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["False", "True"]
 
 
 numbers = st.one_of(st.integers(-(2**70), 2**70), st.decimals(-(10**12), 10**12, places=2))

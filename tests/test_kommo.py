@@ -886,6 +886,22 @@ async def test_who_changed_a_row_and_when_is_told_once_more_where_a_tie_has_date
 
 @pytest.mark.parametrize("paid", [True, False])
 @pytest.mark.asyncio
+async def test_only_a_filter_that_was_asked_for_is_said_to_be_ignored(
+    paid: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with account(switches={"api-filter": paid}) as it:
+        populate(it.world, contacts=20, companies=4, deals=40)
+        one = it.world.select("deal", where={"deleted": False})[7]
+        stage = Ref(Kind.STAGE, one["stage_id"])
+        assert [row async for row in it.crm.deals.list(stage=stage)]
+        assert caplog.messages == []
+        assert [row async for row in it.crm.deals.list(stage=stage, pipeline=Ref(Kind.PIPELINE, one["pipeline_id"]))]
+    ignored = {message for message in caplog.messages if "Kommo ignored the filter" in message}
+    assert bool(ignored) is not paid
+
+
+@pytest.mark.parametrize("paid", [True, False])
+@pytest.mark.asyncio
 async def test_a_filter_that_was_not_paid_for_gives_the_same_rows(paid: bool) -> None:
     """§3.5: without the option every filter is presumably ignored, and the whole account comes with a 200."""
     async with account(switches={"api-filter": paid}) as it:

@@ -346,14 +346,57 @@ async def test_two_clients_made_without_a_clock_share_their_account_too():
 
 
 @pytest.mark.asyncio
-async def test_an_account_whose_clients_are_gone_is_forgotten():
-    clock = FakeClock()
-    kept = SHARED_PACERS.of("toy-forgotten", (Rate(1, 60),), clock)
-    assert SHARED_PACERS.of("toy-forgotten", (Rate(1, 60),), clock) is kept
-    kept.ban(Banned("blocked"))
+async def test_an_account_whose_clients_are_gone_is_forgotten_once_nothing_of_it_matters():
+    clock, rates = FakeClock(), (Rate(1, 60),)
+    kept = SHARED_PACERS.of("toy-forgotten", rates, clock)
+    assert SHARED_PACERS.of("toy-forgotten", rates, clock) is kept
+    (await kept.turn()).over()
     del kept
     gc.collect()
-    (await SHARED_PACERS.of("toy-forgotten", (Rate(1, 60),), clock).turn()).over()
+    # The window, by whoever comes next.
+    (await SHARED_PACERS.of("toy-forgotten", rates, clock).turn()).over()
+    assert clock.monotonic() >= 60
+    SHARED_PACERS.of("toy-forgotten", rates, clock).ban(Banned("blocked"))
+    gc.collect()
+    with pytest.raises(Banned):
+        await SHARED_PACERS.of("toy-forgotten", rates, clock).turn()
+    clock.advance(3601)
+    gc.collect()
+    (await SHARED_PACERS.of("toy-forgotten", rates, clock).turn()).over()
+    clock.advance(3601)
+    gc.collect()
+    SHARED_PACERS.of("toy-another", rates, clock)
+    assert [key[0] for key in SHARED_PACERS._kept[clock]] == ["toy-another"]
+
+
+def test_a_loop_that_comes_after_another_finds_what_that_one_left():
+    """One `asyncio.run` after the other, a client each: twenty requests in a moment would be a ban."""
+    clock, rates = FakeClock(), (Rate(7, 1),)
+
+    async def one():
+        (await SHARED_PACERS.of("toy-loops", rates, clock).turn()).over()
+        return clock.monotonic()
+
+    at = []
+    for _ in range(20):
+        at.append(asyncio.run(one()))
+        gc.collect()
+    assert all(later - earlier >= 1 for earlier, later in zip(at, at[7:], strict=False))
+
+
+def test_two_loops_at_once_have_a_line_each():
+    clock, rates = FakeClock(), (Rate(7, 1),)
+
+    async def outer():
+        mine = SHARED_PACERS.of("toy-threads", rates, clock)
+
+        async def inner():
+            return SHARED_PACERS.of("toy-threads", rates, clock)
+
+        assert await asyncio.to_thread(asyncio.run, inner()) is not mine
+        assert SHARED_PACERS.of("toy-threads", rates, clock) is mine
+
+    asyncio.run(outer())
 
 
 @pytest.mark.asyncio

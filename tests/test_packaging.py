@@ -180,7 +180,7 @@ EXTRAS = {name: names(wanted) for name, wanted in PROJECT["project"]["optional-d
 def test_what_the_core_and_the_adapters_import_is_declared_and_what_is_declared_is_imported():
     flat = [*(ROOT / "crmclient").glob("*.py")]
     codecs = [file for file in (ROOT / "adapters").rglob("*.py") if file.stem != "sandbox"]
-    assert imported(*flat, *codecs) == DEPENDENCIES
+    assert imported(*flat, *codecs) == DEPENDENCIES | EXTRAS["fast"]
 
 
 def test_what_the_sandboxes_import_is_in_their_extra():

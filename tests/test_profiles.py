@@ -71,6 +71,11 @@ def test_a_dialects_name_stands_for_a_profile(tmp_path: Path) -> None:
     assert given.address == "https://acme.kommo.com"
     assert given.stored_as == "kommo-acme.kommo.com"
     assert given.tokens == tmp_path / "state" / "crmclient" / "tokens"
+    users = [
+        Profile(name=login, dialect="amocrm", account="acme", login=login)
+        for login in ("olga@x.example", "ivan@x.example")
+    ]
+    assert len({user.stored_as for user in users}) == 2
     with pytest.raises(Misconfigured, match="not both"):
         find("kommo", account="acme", base_url="http://127.0.0.1:1", environ=environ(tmp_path), cwd=tmp_path)
 

@@ -499,6 +499,36 @@ def test_fault_144_a_reader_that_has_enough_ends_an_export_quietly(kommo: Runnin
 
 
 @pytest.mark.e2e
+def test_fault_144_a_reader_that_leaves_stops_what_is_made_and_is_told_of_as_an_error(
+    kommo: Running, tmp_path: Path
+) -> None:
+    (tmp_path / "many.jsonl").write_text("".join(f'{{"name": "n{n}"}}\n' for n in range(1300)))
+    words = ["create", "kommo", "contacts", "many.jsonl", "--base-url", kommo.base_url, "--yes"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "crmclient", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as making:
+        assert making.stdout is not None
+        assert making.stderr is not None
+        making.stdout.readline()
+        making.stdout.close()
+        said = making.stderr.read()
+    made = kommo.world.count("contact")
+    assert (making.returncode, made < 1300) == (1, True)
+    assert f"the outcomes cannot be written: Broken pipe\nstopped: {made} made; the last line sent is {made}\n" in said
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk is full here")
+@pytest.mark.parametrize("name", ["export", "list"])
+def test_a_full_disk_is_one_line(kommo: Running, name: str) -> None:
+    populate(kommo.world, contacts=30, seed=4)
+    words = [sys.executable, "-m", "crmclient", name, "kommo", "contacts", "--base-url", kommo.base_url]
+    with Path("/dev/full").open("w") as full_disk:
+        done = subprocess.run(words, stdout=full_disk, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.e2e
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
 def test_ctrl_c_ends_what_is_under_way_and_says_how_many_were_made(kommo: Running, tmp_path: Path) -> None:
     (tmp_path / "many.jsonl").write_text("".join(f'{{"name": "n{n}"}}\n' for n in range(4000)))

@@ -512,6 +512,24 @@ async def test_a_server_whose_clock_is_wrong_by_millennia_does_no_harm(server, c
         assert (await crm.contacts.get(1)).id == 1
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 01 Jan 0001 00:00:00 +1400",
+        "Sat, 21 Nov 2026 99999999999:00:00 GMT",
+        "Sat, 21 Nov 99999999999999 10:00:00 GMT",
+        "soon",
+    ],
+)
+async def test_a_date_that_is_none_is_left_alone_and_breaks_no_later_call(server, clock, date):
+    server.script = [answer(body={"id": 1, "name": "n1"}, headers={"date": date})]
+    async with client(server) as crm:
+        await crm.contacts.get(1)
+        clock.advance(60)
+        assert (await crm.contacts.get(1)).id == 1
+
+
 async def test_codecs_are_told_the_servers_time(server, clock):
     told: list[datetime | None] = []
 

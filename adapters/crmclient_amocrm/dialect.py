@@ -330,17 +330,22 @@ def _updated_since(call: Call, asked: Filter) -> Call:
 
 
 def _owner(call: Call, asked: Filter) -> Call:
-    return call.with_query(("responsible_user_id", str(asked.owner.id if asked.owner else "")))
+    """§9: beside `id` it is ignored, as the stage and the target are: these are then looked at here."""
+    if asked.ids or asked.owner is None:
+        return call
+    return call.with_query(("responsible_user_id", str(asked.owner.id)))
 
 
 def _stage(call: Call, asked: Filter) -> Call:
     """§11: `status`, an array; 142 and 143 are in every pipeline, and which one is looked at here."""
-    return call.with_query(("status[]", str(asked.stage.id if asked.stage else "")))
+    if asked.ids or asked.stage is None:
+        return call
+    return call.with_query(("status[]", str(asked.stage.id)))
 
 
 def _target(call: Call, asked: Filter) -> Call:
     """§12: `element_id` of a `type`."""
-    if asked.target is None or asked.target.kind not in TYPES:
+    if asked.ids or asked.target is None or asked.target.kind not in TYPES:
         return call
     return call.with_query(("type", TYPES[asked.target.kind]), ("element_id", str(asked.target.id)))
 

@@ -4,19 +4,20 @@ import asyncio
 import os
 import warnings
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from attrs import asdict, frozen
 
+from crmclient import flows
 from crmclient.auth import AccessToken, Login
 from crmclient.cli.login import first_page, listed, whose
 from crmclient.cli.terminal import account_options, harmless, json_line
 from crmclient.client import Client, InsecureTransport
 from crmclient.clock import SYSTEM_CLOCK, Clock
-from crmclient.dialect import Context, Filter, Flow, Need, Token
+from crmclient.dialect import Context, Filter, Flow, MissingPart, Need, Token
 from crmclient.errors import (
     AccountMoved,
     AuthFailed,
@@ -241,7 +242,10 @@ async def _asked(crm: Client, profile: Profile, given: Credentials, clock: Clock
     else:
         findings.append(Finding(about="server", well=True, said=who))
     findings += await _timed(crm, clock)
-    return findings + (await _filtered(crm, clock) if findings[0].well else [])
+    if findings[0].well:
+        findings += await _filtered(crm, clock)
+        findings += await _zoned(crm, profile)
+    return findings
 
 
 async def _timed(crm: Client, clock: Clock) -> list[Finding]:
@@ -284,6 +288,27 @@ async def _filtered(crm: Client, clock: Clock) -> list[Finding]:
     said = f"the server ignores filters: asked for {word} changed ten years from now, it gave {found}"
     then = "have filters of the API switched on for this account (a paid option); until then all rows are read for each"
     return [Finding(about="filters", well=False, said=said, then=then)]
+
+
+async def _zoned(crm: Client, profile: Profile) -> list[Finding]:
+    """Whether times can be read: a dialect may tell them by the account's clock, and never say where that hangs."""
+    if profile.zone is not None or "account" in crm.dialect.settings:
+        return []
+    entity, _ = next(listed(crm))
+    resource, walk = crm.dialect.resource(entity), flows.listing(crm.dialect, entity)
+    try:
+        rows = walk.rows(walk.first, await crm.call(walk.call(walk.first)))[:1]
+        without, told = (
+            {name for row in rows for name in resource.decode(row, Context(given_zone=zone)).unread}
+            for zone in (None, UTC)
+        )
+    except (CRMError, MissingPart):
+        return []
+    if without == told:
+        return []
+    lost = ", ".join(sorted(without - told))
+    said = f"nobody tells the account's time zone: no times are read ({lost} of {resource.vendor}, say)"
+    return [Finding(about="zone", well=False, said=said, then='write zone = "Europe/Moscow", say, into the profile')]
 
 
 def _diagnosed(error: CRMError, profile: Profile, given: Credentials) -> Finding:

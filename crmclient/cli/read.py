@@ -106,8 +106,8 @@ def list_rows(
 ) -> None:
     """List ENTITY of WHERE: a profile, or a dialect's name with --account or --base-url.
 
-    ENTITY is contacts, companies, deals, tasks, notes, users, pipelines or fields. What the server cannot filter is
-    filtered here.
+    ENTITY is contacts, companies, deals, tasks, notes, users, pipelines, fields, tags or webhooks. What the server
+    cannot filter is filtered here.
 
     \b
     crmclient list acme deals --updated-since 2026-03-01
@@ -195,7 +195,7 @@ def get_row(
 ) -> None:
     """Show one row of WHERE: a profile, or a dialect's name with --account or --base-url.
 
-    ENTITY is contacts, companies, deals, tasks, notes, users, pipelines or fields.
+    ENTITY is contacts, companies, deals, tasks, notes, users, pipelines, fields, tags or webhooks.
     """
     client = _client(where, account, base_url)
 

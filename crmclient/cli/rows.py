@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from crmclient import flows
 from crmclient.cli.lines import DELIMITERS, BadFile, Line, cells, columns, csv_lines, csv_row, json_lines
 from crmclient.cli.read import ENTITIES, as_moment
-from crmclient.cli.terminal import account_options, ask, fail, harmless, json_line, say
+from crmclient.cli.terminal import account_options, ask, fail, harmless, json_line, nowhere_to_write, say
 from crmclient.client import Client
 from crmclient.dialect import Call, Flow, Made, NotApplied, Receipt, Refused, Unknown, Verb
 from crmclient.entities import Entity, Id
@@ -272,11 +272,17 @@ def _sent(work: Work, runner: asyncio.Runner, batch: list[Ready]) -> bool:
     receipts, interrupted = runner.run(_to_its_end(_receipts(work, rows)))
     work.under_way = None
     found = dict(zip((ready.line for ready in rows), receipts, strict=True))
-    for ready in batch:
-        receipt = ready.receipt or found[ready.line]
-        tree = _outcome(work, ready, receipt)
-        work.counts[tree["outcome"].replace("_", " ")] += 1
-        click.echo(json_line(tree))
+    told = [_outcome(work, ready, ready.receipt or found[ready.line]) for ready in batch]
+    work.counts.update(tree["outcome"].replace("_", " ") for tree in told)
+    try:
+        for tree in told:
+            click.echo(json_line(tree))
+    except OSError as wrong:
+        # Whoever asked for rows to be written does not hear what became of them: that is no end to be quiet about.
+        nowhere_to_write()
+        say(f"error: the outcomes cannot be written: {wrong.strerror}")
+        say(f"stopped: {work.so_far()}; the last line sent is {batch[-1].line}")
+        raise click.exceptions.Exit(1) from None
     if interrupted:
         say(f"interrupted: {work.so_far()}; the last line sent is {batch[-1].line}")
         raise click.exceptions.Exit(130)
@@ -382,9 +388,10 @@ def export_rows(
 ) -> None:
     """Write every row of ENTITY of WHERE as a line, as they come: JSON lines, or CSV.
 
-    ENTITY is contacts, companies, deals, tasks, notes, users, pipelines or fields. What is exported comes back with
-    create and update. In CSV parts are joined by "; " and a cell that begins with = + - @ has a ' in front (phones too:
-    a spreadsheet would make numbers of them), which create and update take off again; --raw-cells turns that off.
+    ENTITY is contacts, companies, deals, tasks, notes, users, pipelines, fields, tags or webhooks; what is exported of
+    the first five comes back with create and update. In CSV parts are joined by "; " and a cell that begins with = + - @
+    has a ' in front (phones too: a spreadsheet would make numbers of them), which create and update take off again;
+    --raw-cells turns that off.
 
     \b
     crmclient export acme contacts --output contacts.csv --bom

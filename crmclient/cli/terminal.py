@@ -46,6 +46,11 @@ def say(text: str) -> None:
     click.echo(harmless(text, lines=True), err=True)
 
 
+def nowhere_to_write() -> None:
+    """Stdout is closed or full: what is still buffered goes nowhere, and no traceback is made of that at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def hidden(question: str) -> str:
     """Ask for a secret without an echo."""
     while True:
@@ -87,9 +92,13 @@ class Commands(click.Group):
             say(f"error: {error}")
             ctx.exit(1)
         except BrokenPipeError:
-            # Whoever read has what they wanted (| head). What is still buffered has nowhere to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read has what they wanted (| head).
+            nowhere_to_write()
             ctx.exit(0)
+        except OSError as error:
+            nowhere_to_write()
+            say(f"error: {error}")
+            ctx.exit(1)
         except ImportError as error:
             say(f"error: {error}")
             ctx.exit(1)

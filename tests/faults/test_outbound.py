@@ -1,12 +1,14 @@
 """F. What goes out: no secret to another host, no id out of its place. The rows are those of the fault catalogue."""
 
+import html
 import io
+import json
 import logging
 import pickle
 import traceback
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, quote_plus, unquote
 
 import httpx
 import pytest
@@ -28,6 +30,7 @@ from crmclient import (
 )
 from crmclient.client import Client
 from crmclient.clock import FakeClock
+from crmclient.dialect import Call, read
 from crmclient.testing.faults import RawServer, http
 from crmclient.testing.plugin import Sandboxes
 
@@ -77,6 +80,55 @@ async def test_fault_107_no_header_breaks_out_of_its_line(server, header) -> Non
             await crm.contacts.get(1)
     assert header not in f"{told.value}{told.value!r}"
     assert server.requests == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "call",
+    [
+        read("/x\r\nX-Evil: 1"),
+        read("/x\x00"),
+        read("/half\ud800"),
+        read("/" + "a" * 70_000),
+        read("/x", ("text", "half\ud800")),
+        Call("GET / HTTP/1.1\r\nX-Evil: 1", "/x"),
+        Call("", "/x"),
+        Call("POST", "/x", headers={"X\r\nX-Evil": "1"}),
+        Call("POST", "/x", headers={"X Evil": "1"}),
+        Call("POST", "/x", headers={"": "1"}),
+        Call("POST", "/x", headers={"Ключ": "1"}),
+        Call("POST", "/x", headers={"host": "evil.test"}),
+        Call("POST", "/x", headers={"Content-Length": "3"}, body={"a": "GET /evil HTTP/1.1"}),
+        Call("POST", "/x", headers={"Transfer-Encoding": "chunked"}, body={"a": 1}),
+    ],
+    ids=lambda call: f"{call.method[:10]!r} {call.path[:10]!r} {call.query} {dict(call.headers)}",
+)
+async def test_fault_107_what_would_break_a_request_in_two_is_refused_before_anything_is_sent(server, call) -> None:
+    async with client(server) as crm:
+        with pytest.raises((Invalid, Misconfigured)):
+            await crm.call(call)
+    assert server.requests == []
+
+
+@pytest.mark.asyncio
+async def test_fault_107_line_ends_in_a_query_stay_in_their_value(server) -> None:
+    async with client(server) as crm:
+        await crm.call(read("/x", ("text", "a\r\nX-Evil: 1\x00")))
+    assert server.requests[0].url.raw_path == b"/api/x?text=a%0D%0AX-Evil%3A+1%00"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("write", [str, html.escape, quote, quote_plus, lambda text: json.dumps(text)[1:-1]])
+async def test_fault_111_a_secret_is_found_in_whatever_writing_it_is_echoed(server, write) -> None:
+    token = 'to"k<e>n&/of + mine'
+    server.respond = lambda request: httpx.Response(
+        200, headers={"content-type": "text/html"}, stream=httpx.ByteStream(f"<p>{write(token)}</p>".encode())
+    )
+    async with client(server, credentials=token) as crm:
+        with pytest.raises(CRMError) as told:
+            await crm.contacts.get(1)
+    assert write(token) not in f"{told.value}{vars(told.value)}"
+    assert "<p>…</p>" in repr(vars(told.value))
 
 
 @pytest.mark.e2e
@@ -216,8 +268,6 @@ def test_fault_109_a_secret_is_not_pickled_and_does_not_show_itself() -> None:
 
 @pytest.mark.asyncio
 async def test_a_token_sent_to_another_origin_by_a_dialects_own_call_is_refused(server) -> None:
-    from crmclient.dialect import read
-
     async with await renewing(server) as crm:
         for path in ("//evil.test/x", "http://evil.test/x", "x", "@evil.test"):
             with pytest.raises(CRMError):

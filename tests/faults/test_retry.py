@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from datetime import timedelta
 from itertools import product
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from attrs import evolve
-from toy import FAST, Server, answer, client, renewing
+from toy import FAST, TOY, Login, Renewing, Server, answer, client, renewing
 
 from crmclient import (
     AmbiguousWrite,
@@ -18,24 +20,30 @@ from crmclient import (
     Contact,
     CRMError,
     DeadlineExceeded,
+    Deal,
     Kind,
+    Link,
     Made,
     Misconfigured,
+    Note,
     Rate,
     RateLimited,
     Ref,
     Retry,
+    Secret,
     Task,
     Unavailable,
     Unknown,
     Verb,
 )
 from crmclient.clock import FakeClock
+from crmclient.dialect import Call, Token
 from crmclient.hooks import AccountPaused, AttemptEnded, AttemptStarted, Happening, RetryPlanned, TokenRenewed
 from crmclient.retry import Quota
 from crmclient.sandbox.faults import Action, Fault
-from crmclient.session import Limits
+from crmclient.session import Limits, Session
 from crmclient.testing.plugin import Sandboxed, Sandboxes
+from crmclient.tokens import MemoryTokens
 
 pytestmark = pytest.mark.asyncio
 
@@ -78,6 +86,26 @@ async def test_fault_054_one_row_that_always_fails_ends_and_costs_the_others_not
     tries = Counter(request.url.path for request in server.requests)
     assert tries.pop("/api/contacts/13") <= 3 * outcomes["failed"]
     assert set(tries.values()) == {1}
+
+
+async def test_fault_054_a_row_that_fails_for_ever_takes_no_retries_from_the_others(server) -> None:
+    """A third of the calls are about it, and many more than the quota could pay for."""
+    shaky: list[httpx.Response] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/13"):
+            return answer(500)
+        return shaky.pop() if shaky else answer(body={"id": 1, "name": "n"})
+
+    server.respond = respond
+    async with client(server) as crm:
+        for _ in range(2 * Quota().capacity // Quota().price):
+            with pytest.raises(Unavailable):
+                await crm.contacts.get(13)
+            await crm.contacts.get(1)
+            await crm.contacts.get(2)
+        shaky += [answer(503), answer(503)]
+        assert (await crm.contacts.get(3)).id == 1
 
 
 async def test_fault_056_any_number_of_tries_is_a_wait_and_no_overflow() -> None:
@@ -164,6 +192,26 @@ async def test_a_deadline_says_that_nothing_was_sent_or_that_nobody_knows(server
         assert len(server.requests) == sent
 
 
+async def test_a_write_that_could_not_leave_is_not_in_doubt_when_its_time_is_over(server) -> None:
+    server.script = [httpx.ConnectError("refused")]
+    async with client(server, deadline=30, rate=Rate(1, 60)) as crm:
+        with pytest.raises(DeadlineExceeded, match="waiting for its turn"):
+            await crm.contacts.create(Contact(name="Ivan"))
+    assert len(server.requests) == 1
+
+
+async def test_a_bound_in_a_generator_that_is_left_half_way_does_no_harm(server) -> None:
+    async with client(server) as crm:
+
+        async def rows() -> AsyncGenerator[int]:
+            with crm.within(seconds=5):
+                yield 1
+
+        left = rows()
+        await anext(left)
+        await asyncio.create_task(left.aclose())  # as the event loop closes what was forgotten: in a context of its own
+
+
 async def test_a_renewal_is_not_cut_off_by_the_hurry_of_who_needed_it(server, clock) -> None:
     async def slow(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/login"):
@@ -216,8 +264,28 @@ async def act(crm: Any, kind: str, sandbox: Sandboxed) -> Any:
             return await crm.contacts.create_many([Contact(name=f"Row {n}") for n in range(3)])
         case "update":
             return await crm.contacts.update(contact)
+        case "update_many":
+            found = sandbox.world.select("contact", limit=2)
+            return await crm.contacts.update_many([Contact(id=row["id"], name=f"New {row['id']}") for row in found])
+        case "delete":
+            return await crm.contacts.delete(one(sandbox))
+        case "complete":
+            keeps = "result" in sandbox.dialect.resource(Task).survivors(Verb.COMPLETE)
+            id = sandbox.world.select("task", limit=1)[0]["id"]
+            return await crm.tasks.complete(id, result="called" if keeps else None)
+        case "deal":
+            link = Link(Ref(Kind.CONTACT, one(sandbox)), main=True)
+            tags = ("new",) if "tags" in sandbox.dialect.resource(Deal).survivors(Verb.CREATE) else ()
+            return await crm.deals.create(Deal(name="Row of a deal", contacts=(link,), tags=tags))
+        case "note":
+            return await crm.notes.create(Note(text="Row of text", target=Ref(Kind.CONTACT, one(sandbox))))
         case _:
-            return await crm.tasks.create(Task(text="Call", due=crm_due(), target=Ref(Kind.CONTACT, one(sandbox))))
+            who = Ref(Kind.USER, sandbox.world.select("user", limit=1)[0]["id"])
+            what = Ref(Kind.TASK_TYPE, "CALL" if sandbox.dialect.name == "amoxml" else 1)
+            target = Ref(Kind.CONTACT, one(sandbox))
+            keeps = {"owner", "type"} <= sandbox.dialect.resource(Task).survivors(Verb.CREATE)
+            more: dict[str, Any] = {"owner": who, "type": what} if keeps else {}
+            return await crm.tasks.create(Task(text="Call", due=crm_due(), target=target, **more))
 
 
 def one(sandbox: Sandboxed) -> int:
@@ -228,7 +296,8 @@ def crm_due() -> Any:
     return FakeClock().now() + timedelta(days=1)
 
 
-KINDS = ("get", "list", "create", "create_many", "update", "task")
+CREATES = ("create", "create_many", "task", "deal", "note")
+KINDS = ("get", "list", *CREATES, "update", "update_many", "delete", "complete")
 NAMES = ("electrum", "amocrm", "amoxml", "kommo")
 # What proves that the vendor has not acted: it says so itself, before it looks at what was asked.
 CERTAIN = {Action.THROTTLE, Action.UNAUTHORIZED}
@@ -238,16 +307,28 @@ FAULTS = [action for action in Action if action not in (Action.KILL_BEFORE, Acti
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("action", FAULTS)
 async def test_no_write_is_sent_twice_unless_it_certainly_was_not_applied(
-    crm_sandbox: Sandboxes, crm_faults: Any, name, action
+    crm_sandbox: Sandboxes, crm_faults: Any, name, action, monkeypatch
 ) -> None:
     """Fault by kind of call, on every request that the call makes, in every dialect."""
     ended: set[str] = set()
-    for nth, kind in product(range(1, 5), KINDS):
+    written: set[str] = set()
+    cannot: set[str] = set()
+    left: Counter[str] = Counter()
+    exchange = Session._exchange  # pyright: ignore[reportPrivateUsage]
+
+    async def counted(self: Session, call: Call, progress: Any, afresh: bool) -> Any:
+        if call.signed and not call.replayable:
+            left[f"{call.method} {call.path} {call.query} {call.body}"] += 1
+        return await exchange(self, call, progress, afresh)
+
+    monkeypatch.setattr(Session, "_exchange", counted)
+    for nth, kind in product(range(1, 9), KINDS):
         if kind in ended:
             continue
         crm_faults.script.clear()
         crm_faults.seen.clear()
-        sandbox = crm_sandbox(name, contacts=2, limits=False)
+        sandbox = crm_sandbox(name, contacts=2, tasks=2, limits=False)
+        left.clear()
         sent: list[tuple[str, bytes]] = []
         inner = sandbox.running.transport()
 
@@ -259,10 +340,11 @@ async def test_no_write_is_sent_twice_unless_it_certainly_was_not_applied(
             return Counter(each for each in sent if each[0] != "GET")
 
         async with sandbox.connect(transport=httpx.MockTransport(noted), retry=Retry(seconds=0.01)) as crm:
-            if not crm.can(Task if kind == "task" else Contact, verb_of(kind)):
+            if not crm.can(*asked_of(kind)):
                 ended.add(kind)
+                cannot.add(kind)
                 continue
-            counts = {each: sandbox.world.count(each) for each in ("contact", "task")}
+            counts = {each: sandbox.world.count(each) for each in ("contact", "task", "deal", "note")}
             begun = len(crm_faults.done)
             crm_faults.add(Fault(action=action, nth=nth, seconds=0.5))
             outcome = await outcome_of(act(crm, kind, sandbox))
@@ -270,22 +352,31 @@ async def test_no_write_is_sent_twice_unless_it_certainly_was_not_applied(
                 ended.add(kind)  # the call makes fewer requests
                 continue
             crm_faults.script.clear()
+            written |= {kind} if writes() else set()
             made = sum(sandbox.world.count(each) - count for each, count in counts.items())
-            most = 3 if kind == "create_many" else 1 if kind in ("create", "task") else 0
+            most = 3 if kind == "create_many" else 1 if kind in (*CREATES, "complete") else 0
             assert made <= most, f"{name} {kind}: {action} at request {nth} made {made} rows"
-            if kind in ("create", "create_many", "task") and action not in CERTAIN | {Action.DELAY}:
+            if action not in CERTAIN:
+                assert not [each for each, n in left.items() if n > 1], f"{name} {kind}: {action} at request {nth}"
+            if kind in CREATES and action not in CERTAIN | {Action.DELAY}:
                 # A login is repeated as it likes: it makes nothing. What makes rows goes out once.
                 rows = [n for (_, body), n in writes().items() if b"Ivan" in body or b"Row" in body or b"Call" in body]
                 assert all(n == 1 for n in rows), f"{name} {kind}: {action} at request {nth} was answered by a resend"
-            if kind in ("create", "create_many", "task"):
+            if kind in CREATES:
                 said, unknown = outcome
                 assert said <= made <= said + unknown, (
                     f"{name} {kind}: {action} at request {nth}: {outcome}, made {made}"
                 )
 
+    assert written | cannot >= set(KINDS) - {"get", "list"}, (
+        "a kind of write was never sent, so nothing was proved of it"
+    )
 
-def verb_of(kind: str) -> Verb:
-    return {"get": Verb.GET, "list": Verb.LIST, "update": Verb.UPDATE}.get(kind, Verb.CREATE)
+
+def asked_of(kind: str) -> tuple[type[Any], Verb]:
+    entity = {"task": Task, "complete": Task, "deal": Deal, "note": Note}.get(kind, Contact)
+    verb = {"get": Verb.GET, "list": Verb.LIST, "update_many": Verb.UPDATE}.get(kind, Verb.CREATE)
+    return entity, Verb(kind) if kind in tuple(Verb) else verb
 
 
 async def outcome_of(call: Any) -> tuple[int, int]:
@@ -304,7 +395,7 @@ async def outcome_of(call: Any) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("hours", [-1, 1, 24 * 365])
-async def test_fault_062_063_a_wall_clock_that_jumps_changes_no_wait(server, clock, hours) -> None:
+async def test_fault_062_a_wall_clock_that_jumps_changes_no_wait(server, clock, hours) -> None:
     server.script = [answer(429, headers={"retry-after": "3"})]
 
     async with client(server) as crm:
@@ -313,6 +404,26 @@ async def test_fault_062_063_a_wall_clock_that_jumps_changes_no_wait(server, clo
         clock.step(timedelta(hours=hours))
         assert (await calling).id == 1
     assert 3 <= server.times[1] - server.times[0] < 4
+
+
+async def test_fault_063_a_token_that_died_while_the_machine_slept_is_not_even_tried(server, clock) -> None:
+    """Asleep, the wall clock goes on and the monotonic one stands still."""
+    now = clock.now()
+    tokens = MemoryTokens()
+    old = Token(access=Secret("old"), refresh=Secret("r"), issued_at=now, expires_at=now + timedelta(hours=1))
+    await tokens.save("toy-127.0.0.1:9", old)
+    given: dict[str, Any] = {"credentials": Login(), "tokens": tokens}
+    server.respond = lambda request: (
+        answer(body={"token": "new"})
+        if request.url.path.endswith("/login")
+        else answer(body={"id": 1, "name": request.headers["x-token"]})
+    )
+    async with client(server, evolve(TOY, auth=(Renewing(),)), **given) as crm:
+        assert (await crm.contacts.get(1)).name == "old"
+        clock.step(timedelta(hours=8))
+        assert clock.monotonic() < 1
+        assert (await crm.contacts.get(1)).name == "new"
+        assert crm.spent.renewals == 1
 
 
 async def test_fault_064_a_401_of_a_wrong_clock_names_the_clock(server, clock) -> None:
@@ -357,6 +468,56 @@ async def test_hooks_are_told_of_each_attempt_retry_pause_and_renewal(server) ->
     assert ended == [(1, 401), (2, 200), (1, 503), (1, 429), (1, 200)]
     assert {each.path for each in told if isinstance(each, AttemptStarted)} == {"/contacts/1", "/login"}
     assert not any(word in repr(told) for word in ("'old'", "CANARY"))
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, GeneratorExit, RuntimeError])
+async def test_whatever_a_hook_raises_no_turn_is_lost(server, clock, raised) -> None:
+    """At one a second the next call goes a second later, and not when the lost turn is given up for dead."""
+
+    def hook(happening: Happening) -> None:
+        if isinstance(happening, AttemptStarted) and happening.call == 1:
+            raise raised
+
+    async with client(server, hooks=hook, rate=Rate(1, 1)) as crm:
+        if issubclass(raised, Exception | asyncio.CancelledError):
+            assert (await crm.contacts.get(1)).id == 1, "the call was harmed"
+        else:
+            with suppress(BaseException):
+                await crm.contacts.get(1)
+        await crm.contacts.get(2)
+    assert clock.monotonic() < 3
+
+
+async def test_an_exchange_cancelled_before_it_began_gives_its_turn_back(server, clock) -> None:
+    """As asyncio.run does with every task when it ends: another client of the account does not wait for it."""
+    async with client(server, rate=Rate(1, 1)) as crm, client(server, rate=Rate(1, 1)) as other:
+        call = asyncio.create_task(crm.contacts.get(1))
+        exchanges = crm._session._exchanges  # pyright: ignore[reportPrivateUsage]
+        for _ in range(100):
+            if exchanges:
+                break
+            await asyncio.sleep(0)
+        for exchange in exchanges:
+            exchange.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert server.requests == [], "it had begun"
+        await other.contacts.get(2)
+    assert clock.monotonic() < 3
+
+
+async def test_a_caller_cancelled_as_the_client_closes_is_cancelled(server, clock) -> None:
+    server.latency = 1_000
+    crm = client(server)
+    call = asyncio.create_task(crm.contacts.create(Contact(name="Ivan")))
+    await clock.sleep(1)
+    crm._session._closed = True  # pyright: ignore[reportPrivateUsage]
+    for exchange in crm._session._exchanges:  # pyright: ignore[reportPrivateUsage]
+        exchange.cancel()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await crm.aclose()
 
 
 async def test_fault_080_a_hook_that_fails_or_calls_back_harms_nobody(server, caplog) -> None:
