@@ -29,24 +29,11 @@ from crmclient import (
     connect,
 )
 from crmclient.cli import commands
-from crmclient.cli.demo import (
-    Report,
-    Tally,
-    Told,
-    batch,
-    batches,
-    client_of,
-    company_name,
-    least,
-    match_fields,
-    match_stages,
-    match_users,
-    move,
-    pages,
-    reads,
-)
+from crmclient.cli.demo import Report, Tally, Told, client_of, least, move
 from crmclient.clock import FakeClock
 from crmclient.entities import FieldType
+from crmclient.migration.costs import batch, batches, pages, reads
+from crmclient.migration.matching import match_fields, match_stages, match_users, named_company
 from crmclient.registry import dialect
 from crmclient.sandbox.server import Running, face, in_process
 from crmclient.sandbox.world import World, populate
@@ -273,9 +260,9 @@ def test_users_go_by_e_mail_then_by_name() -> None:
 
 
 def test_companies_are_one_when_composed_and_trimmed_they_are_the_same() -> None:
-    assert company_name(Contact(company=" Cafe\u0301 ")) == company_name(Contact(company="Café"))
-    assert company_name(Contact(company="CAFÉ")) != company_name(Contact(company="Café"))
-    assert company_name(Contact()) == ""
+    assert named_company(Contact(company=" Cafe\u0301 ").company) == named_company(Contact(company="Café").company)
+    assert named_company(Contact(company="CAFÉ").company) != named_company(Contact(company="Café").company)
+    assert named_company(None) == ""
 
 
 def test_the_least_counts_full_pages_and_batches() -> None:

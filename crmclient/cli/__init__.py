@@ -22,6 +22,8 @@ COMMANDS: Final = {
     "create": ("crmclient.cli.rows", "Make rows of the lines of a file: JSON lines or CSV."),
     "update": ("crmclient.cli.rows", "Change the rows that the lines of a file name by their id."),
     "export": ("crmclient.cli.rows", "Write every row as a line of JSON or CSV."),
+    "plan": ("crmclient.cli.plan", "Say what a move between two accounts would do, lose and take."),
+    "check": ("crmclient.cli.check", "Compare two accounts, row by row and field by field."),
 }
 
 

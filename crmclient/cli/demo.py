@@ -12,14 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager, suppress
-from datetime import timedelta
 from typing import Any, Final, Protocol, TypeVar, cast
-from unicodedata import normalize
 from zoneinfo import ZoneInfo
 
 import attrs
 import click
-from attrs import define, field, frozen
+from attrs import define, field
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -29,53 +27,24 @@ from crmclient.auth import Login
 from crmclient.cli.terminal import fail, harmless, json_line, say
 from crmclient.client import Client, connect
 from crmclient.clock import SystemClock
-from crmclient.dialect import Dialect, Listing, Made, Receipt, Refused, Unknown, Verb, Writing, mapping
-from crmclient.entities import (
-    Company,
-    Contact,
-    Deal,
-    Entity,
-    FieldValue,
-    Id,
-    Kind,
-    Link,
-    Note,
-    NoteKind,
-    Outcome,
-    Ref,
-    Tag,
-    Task,
-    evolve,
-    field_names,
-    filled,
-    is_empty,
-)
+from crmclient.dialect import Dialect, Made, Receipt, Refused, Unknown, Verb
+from crmclient.entities import Company, Contact, Deal, Entity, Id, Link, Note, Ref, evolve, filled
 from crmclient.errors import CRMError, Unreadable
-from crmclient.paging import Offset, PageNumber
+from crmclient.migration.costs import batch, reads, under, writes
+from crmclient.migration.matching import KINDS, MOVED, company_key, kind_of, match_stages, match_users, named_company
+from crmclient.migration.plan import parts_of, tells, vocabulary
+from crmclient.migration.translation import Translation, Words, fields_there, folded, same
 from crmclient.registry import dialect as dialect_named
 from crmclient.registry import dialect_names
 from crmclient.sandbox.server import Face, NoSuchFace, Running, face, serve
 from crmclient.sandbox.world import World, populate
-from crmclient.vocabulary import Field, Pipeline, Stage, User
+from crmclient.vocabulary import Field, Pipeline, User
 
 E = TypeVar("E", bound=Entity)
 
-# In the order they are written: parents before children.
-MOVED: Final[Mapping[str, type[Entity]]] = {
-    "companies": Company,
-    "contacts": Contact,
-    "deals": Deal,
-    "tasks": Task,
-    "notes": Note,
-}
-KINDS: Final = tuple(MOVED)
-_OF: Final = {entity.KIND: kind for kind, entity in MOVED.items()}
 # A demo that is to be believed shows what it could not do, but not ten thousand times.
 _SHOWN: Final = 10
 _STAMPS: Final = frozenset({"updated_at", "updated_by"})
-# Ties that the other end tells as well, and the other end is what is written.
-_MIRRORED: Final = {"companies": ("contacts", "deals"), "contacts": ("deals",)}
-
 # ----------------------------------------------------------------------------------------- what became of the rows
 
 
@@ -162,61 +131,6 @@ def _silent(doing: str, kind: str, rows: int, of: int | None) -> None:
 # ------------------------------------------------------------------------------------------------- the least there is
 
 
-def pages(rows: int, size: int) -> int:
-    """The fewest requests that read so many rows: an empty list costs one too."""
-    return max(1, -(-rows // size))
-
-
-def batches(rows: int, size: int) -> int:
-    """The fewest requests that write so many rows: none costs none."""
-    return -(-rows // size)
-
-
-def reads(spoken: Dialect, kinds: Iterable[str], rows: Mapping[str, int]) -> int:
-    """The fewest requests that read all rows of these kinds, in an account with so many of each.
-
-    What shows only on the card of what it hangs on costs the opening of each card, once for all kinds, and their list.
-    """
-    listed, opened = dict.fromkeys(kinds), dict[str, None]()
-    for kind in tuple(listed):
-        nested = _listing(spoken, kind).nested
-        if nested is not None and nested.every is None:
-            del listed[kind]
-            opened |= dict.fromkeys(_OF[above] for above in nested.parents)
-    return sum(_lists(spoken, kind, rows) for kind in listed | opened) + sum(rows.get(kind, 0) for kind in opened)
-
-
-def _listing(spoken: Dialect, kind: str) -> Listing:
-    route = spoken.route(MOVED[kind], Verb.LIST)
-    assert isinstance(route, Listing)  # noqa: S101  that is what lists
-    return route
-
-
-def _lists(spoken: Dialect, kind: str, rows: Mapping[str, int]) -> int:
-    route = _listing(spoken, kind)
-    nested, paging = route.nested, route.paging or spoken.paging
-    size = paging.size if isinstance(paging, PageNumber | Offset) else rows.get(kind, 0) or 1
-
-    def fewest(number: int) -> int:
-        # Where an empty page is the end, it is asked for too.
-        return pages(number, size) + (isinstance(paging, Offset) and number > 0)
-
-    if nested is None:
-        return fewest(rows.get(kind, 0))
-    return max(fewest(rows.get(kind, 0)), sum(fewest(rows.get(_under(kind, above), 0)) for above in nested.parents))
-
-
-def _under(kind: str, above: Kind) -> str:
-    """Under which name the rows of a kind are counted that hang on one kind of parent."""
-    return f"{kind} of a {above}"
-
-
-def batch(spoken: Dialect, kind: str) -> int:
-    """How many rows of a kind a request makes at most."""
-    route = spoken.route(MOVED[kind], Verb.CREATE)
-    return route.batch if isinstance(route, Writing) else 1
-
-
 def least(source: Dialect, target: Dialect, report: Report, *, settings: Mapping[str, int]) -> dict[str, int]:
     """The fewest requests such a move can cost on each side: nothing asked twice, every page and every batch full.
 
@@ -227,108 +141,10 @@ def least(source: Dialect, target: Dialect, report: Report, *, settings: Mapping
     there = {kind: tally.read_back + tally.unexpected for kind, tally in report.kinds.items()} | report.under["target"]
     writing = reads(target, report.kinds, there)
     for kind, tally in report.kinds.items():
-        route = target.route(MOVED[kind], Verb.CREATE)
         apart = [number for name, number in report.under["written"].items() if name.startswith(f"{kind} of ")]
-        grouped = isinstance(route, Writing) and route.group_by is not None and apart
-        writing += sum(batches(number, batch(target, kind)) for number in (apart if grouped else [tally.written]))
-        writing += tally.completed
-        if kind == "contacts" and isinstance(route, Writing) and route.then is not None:
-            # What ties rows once they are made comes in batches as large as the rows' own.
-            told = source.resource(MOVED[kind]).survivors(Verb.LIST) & target.resource(MOVED[kind]).survivors(
-                Verb.CREATE
-            )
-            # A tie dates its row anew, so who changed it and when has to be told once more.
-            stamped = not route.redates and bool(told & {"updated_at", "updated_by"})
-            writing += batches(tally.links_expected, route.batch) * (1 + stamped)
+        ties = tally.links_expected if kind == "contacts" else 0
+        writing += writes(source, target, kind, tally.written, apart=apart, completed=tally.completed, ties=ties)
     return {"source": reading + settings["source"], "target": writing + settings["target"]}
-
-
-# ------------------------------------------------------------------------------------------------------ what is what
-
-
-@frozen
-class Place:
-    """Where a deal of the source stands in the target, and how that was found out."""
-
-    pipeline: Ref
-    stage: Ref
-    how: str
-
-
-def match_users(source: Sequence[User], target: Sequence[User]) -> dict[Id | None, tuple[Ref, str]]:
-    """Users of the source in the target: by e-mail, else by name. Who is in neither is not in the answer."""
-    by_email = {_word(user.email): user.ref for user in reversed(target) if user.email}
-    by_name = {_word(user.name): user.ref for user in reversed(target) if user.name}
-    found: dict[Id | None, tuple[Ref, str]] = {}
-    for user in source:
-        if user.email and _word(user.email) in by_email:
-            found[user.id] = by_email[_word(user.email)], "e-mail"
-        elif user.name and _word(user.name) in by_name:
-            found[user.id] = by_name[_word(user.name)], "name"
-    return found
-
-
-def match_stages(source: Sequence[Pipeline], target: Sequence[Pipeline]) -> dict[tuple[Id | None, Id | None], Place]:
-    """Where each stage of the source is in the target, by (pipeline, stage).
-
-    A pipeline is found by its name, else it is the main one. A won stage is the won one there and a lost one the lost
-    one, whatever they are called; an open stage is found by its name, else by its place among the open ones. A stage
-    for which the target has nothing of its outcome is not in the answer.
-    """
-    named = {_word(pipeline.name): pipeline for pipeline in reversed(target)}
-    main = next((pipeline for pipeline in target if pipeline.main), target[0] if target else None)
-    found: dict[tuple[Id | None, Id | None], Place] = {}
-    for pipeline in source:
-        there = named.get(_word(pipeline.name), main)
-        if there is None:
-            continue
-        same = _word(there.name) == _word(pipeline.name)
-        for stage in pipeline.stages:
-            of_outcome = [each for each in _in_order(there.stages) if each.outcome is stage.outcome]
-            if not of_outcome:
-                continue
-            alike = [each for each in of_outcome if _word(each.name) == _word(stage.name)]
-            peers = [each.id for each in _in_order(pipeline.stages) if each.outcome is stage.outcome]
-            chosen = alike[0] if alike else of_outcome[min(peers.index(stage.id), len(of_outcome) - 1)]
-            how = "name" if alike else ("place" if stage.outcome is Outcome.OPEN else "outcome")
-            found[pipeline.id, stage.id] = Place(there.ref, chosen.ref, how if same else f"{how}, in the main pipeline")
-    return found
-
-
-def _in_order(stages: Iterable[Stage]) -> list[Stage]:
-    return sorted(stages, key=lambda stage: stage.sort)
-
-
-def _word(name: str | None) -> str:
-    return normalize("NFC", (name or "").strip()).casefold()
-
-
-def match_fields(source: Sequence[Field], target: Sequence[Field]) -> dict[tuple[Kind, Id | None], Field]:
-    """Custom fields of the source in the target, of the same kind of rows: by code, else by name and type."""
-    by_code: dict[Any, Field] = {(each.entity, each.code): each for each in reversed(target) if each.code}
-    by_name: dict[Any, Field] = {(each.entity, _word(each.name), each.type): each for each in reversed(target)}
-    found: dict[tuple[Kind, Id | None], Field] = {}
-    for each in source:
-        like = by_code.get((each.entity, each.code)) or by_name.get((each.entity, _word(each.name), each.type))
-        if like is not None:
-            found[each.entity, each.id] = like
-    return found
-
-
-def company_name(contact: Contact) -> str:
-    """The company a contact names: two are one when they are letter for letter the same, once composed and trimmed."""
-    return _name(contact.company)
-
-
-def _name(company: Link | None) -> str:
-    return normalize("NFC", company.name or "").strip() if company is not None else ""
-
-
-def _key(company: Link | None) -> Id | None:
-    """What a company is known by: its id, or where it is no row its name."""
-    if company is None:
-        return None
-    return company.ref.id if company.ref.id is not None else _name(company) or None
 
 
 # ------------------------------------------------------------------------------------------------------------ moving
@@ -355,19 +171,24 @@ class _Sent:
 
 class _Move:
     def __init__(self, source: Client, target: Client, told: Told, task_type: Ref | None) -> None:
-        self.source, self.target, self.told, self.task_type = source, target, told, task_type
+        self.source, self.target, self.told = source, target, told
         self.report = Report(kinds={})
-        # Types of tasks and what calls say are told in the vendor's words; nobody lists them with their meaning.
-        self.same_words = source.dialect.name == target.dialect.name
         self.settings = {"source": 0, "target": 0}
-        self.users: dict[Id | None, tuple[Ref, str]] = {}
-        self.me: Ref | None = None
-        self.now = SystemClock().now().replace(microsecond=0)
-        self.places: dict[tuple[Id | None, Id | None], Place] = {}
-        self.fields: dict[tuple[Kind, Id | None], Field] = {}
+        words = Words(now=SystemClock().now().replace(microsecond=0), task_type=task_type)
+        self.translate = Translation(source.dialect, target.dialect, words, self)
+        # How users of the source were found in the target.
+        self.found: dict[Id | None, str] = {}
         self.company_names: dict[Id | None, str] = {}
         # What became of the source's rows, by kind and by the source's id; a company that is no row goes by its name.
         self.sent: dict[str, dict[Id, _Sent]] = {kind: {} for kind in KINDS}
+
+    @property
+    def words(self) -> Words:
+        return self.translate.words
+
+    @words.setter
+    def words(self, better: Words) -> None:
+        self.translate.words = better
 
     async def run(self) -> Report:
         await self._know_the_words()
@@ -395,24 +216,28 @@ class _Move:
 
     async def _know_the_words(self) -> None:
         """Map what both accounts list of their own; custom fields only where both do, for reading them is dear."""
-        both = [
-            each for each in (User, Pipeline) if self.source.can(each, Verb.LIST) or self.target.can(each, Verb.LIST)
-        ]
-        both += [Field] if self.source.can(Field, Verb.LIST) and self.target.can(Field, Verb.LIST) else []
+        both = [each for each in (User, Pipeline) if tells(self.source, each) or tells(self.target, each)]
+        both += [Field] if tells(self.source, Field) and tells(self.target, Field) else []
         asked = [(side, each) for side in ("source", "target") for each in both if self._lists(side, each)]
-        answers = await asyncio.gather(*(_vocabulary(getattr(self, side), each) for side, each in asked))
+        answers = await asyncio.gather(*(vocabulary(getattr(self, side), each) for side, each in asked))
         known: dict[tuple[str, type[Any]], Sequence[Any]] = dict(zip(asked, answers, strict=True))
         for side, entity in asked:
-            self.settings[side] += not _parts_of(getattr(self, side), entity)
-        self.users = match_users(known.get(("source", User), ()), known.get(("target", User), ()))
-        self.places = match_stages(known.get(("source", Pipeline), ()), known.get(("target", Pipeline), ()))
-        self.fields = match_fields(known.get(("source", Field), ()), known.get(("target", Field), ()))
-        for place in self.places.values():
+            self.settings[side] += not parts_of(getattr(self, side).dialect, entity)
+        users = match_users(known.get(("source", User), ()), known.get(("target", User), ()))
+        places = match_stages(known.get(("source", Pipeline), ()), known.get(("target", Pipeline), ()))
+        self.found = {id: how for id, (_, how) in users.items()}
+        self.words = evolve(
+            self.words,
+            users={id: there for id, (there, _) in users.items()},
+            places={at: (place.pipeline, place.stage) for at, place in places.items()},
+            fields=fields_there(known.get(("source", Field), ()), known.get(("target", Field), ())),
+        )
+        for place in places.values():
             self.report.mapped[f"stages by {place.how}"] += 1
 
     def _lists(self, side: str, entity: type[Any]) -> bool:
         there: Client = getattr(self, side)
-        if not there.can(entity, Verb.LIST):
+        if not tells(there, entity):
             self.report.unlisted.setdefault(there.dialect.title, []).append(f"{entity.__name__.lower()}s")
             return False
         return True
@@ -423,12 +248,12 @@ class _Move:
         tallies = {kind: self.report.kinds.setdefault(kind, Tally()) for kind in rows}
 
         def on_bad(entity: type[Any], bad: Unreadable) -> None:
-            kind = _OF[entity.KIND]
+            kind = kind_of(entity)
             tallies[kind].unreadable += 1
             self.report.troubles.append(f"{kind}: {bad}")
 
         async for row in self.source.together(*(MOVED[kind] for kind in rows), on_bad=on_bad):
-            kind = _OF[row.KIND]
+            kind = kind_of(row)
             rows[kind].append(row)
             self._count("source", row)
             if len(rows[kind]) % 50 == 0:
@@ -441,18 +266,20 @@ class _Move:
     def _count(self, side: str, row: Any) -> None:
         target: Ref | None = getattr(row, "target", None)
         if target is not None:
-            counts, name = self.report.under[side], _under(_OF[row.KIND], target.kind)
+            counts, name = self.report.under[side], under(kind_of(row), target)
             counts[name] = counts.get(name, 0) + 1
 
     async def _know_the_owners(self, rows: Iterable[Entity]) -> None:
         """Map each owner; who has no like in the target is me, if it tells who that is, and only then is it asked."""
         owners = dict.fromkeys(row.owner.id for row in rows if row.owner is not None)
         for id in owners:
-            if id not in self.users and "me" in self.target.dialect.settings:
-                if self.me is None:
-                    self.me = (await self.target.me()).ref
-                self.users[id] = self.me, "nothing, so they are me"
-            self.report.mapped[f"users by {self.users[id][1] if id in self.users else 'nothing'}"] += 1
+            how = self.found.get(id, "nothing")
+            if id not in self.found and "me" in self.target.dialect.settings:
+                if self.words.me is None:
+                    me = (await self.target.me()).ref
+                    self.words = evolve(self.words, me=me, nobody=me)
+                how = "nothing, so they are me"
+            self.report.mapped[f"users by {how}"] += 1
 
     async def _know_me(self) -> None:
         """Who the target takes me for, where it does not tell: whom it gave a row for which nobody was named."""
@@ -463,119 +290,48 @@ class _Move:
             self.settings["target"] += 1
             async with aclosing(self.target.of(MOVED[kind]).pages(prefetch=1)) as found:
                 async for page in found:
-                    self.me = next((row.owner for row in page if row.id in nobodys and row.owner), None)
-                    if self.me is not None:
+                    me = next((row.owner for row in page if row.id in nobodys and row.owner), None)
+                    if me is not None:
+                        self.words = evolve(self.words, me=me)
                         return
 
     async def _know_a_task_type(self) -> None:
         """The first type of task that the target tells, for tasks whose own means nothing there."""
         if "task_types" in self.target.dialect.settings:
-            self.task_type = next((each.ref for each in await self.target.setting("task_types")), None)
+            first = next((each.ref for each in await self.target.setting("task_types")), None)
+            self.words = evolve(self.words, task_type=first)
 
-    # ------------------------------------------------------------------------------------------------------- mapping
+    # ------------------------------------------------------------------------------- what the translation asks of rows
 
-    def _made(self, kind: str, id: Id | None) -> Id | None:
-        """The target's id of a row of the source, if it was made."""
-        sent = self.sent[kind].get(id) if id is not None else None
+    def made(self, kind: str, id: Id) -> Id | None:
+        sent = self.sent[kind].get(id)
         return sent.id if sent is not None else None
 
-    def _moved(self, kind: str, row: Any) -> Any:
-        """The row with everything it points at as it is in the target, and empty where that has no like there."""
-        changes: dict[str, Any] = dict.fromkeys(_MIRRORED.get(kind, ()), ())
-        for name in ("owner", "created_by", "updated_by"):
-            held: Ref | None = getattr(row, name)
-            found = self.users.get(held.id) if held is not None else None
-            # Somebody has to own a row; whose work it was is not made up.
-            known = found is not None and (name == "owner" or found[0] is not self.me)
-            changes[name] = found[0] if found is not None and known else None
-        if kind in ("contacts", "deals"):
-            changes["company"] = self._company(row)
-        if kind == "deals":
-            changes |= self._deal(row)
-        if kind in ("tasks", "notes"):
-            changes["target"] = self._target(row.target)
-        if kind == "tasks" and not self.same_words:
-            changes["type"] = None
-        if kind == "notes" and not self.same_words:
-            row = _folded(row) or row
-        if getattr(row, "fields", ()):
-            changes["fields"] = tuple(filter(None, (self._field(row, value) for value in row.fields)))
-        return evolve(row, **changes)
+    def company_name(self, id: Id) -> str:
+        return self.company_names.get(id, "")
 
-    def _lost(self, kind: str, row: Any, moved: Any) -> set[str]:
-        """What of a row there is nothing for in the target: a user, a stage, a field, a word of the source's vendor."""
-        told = set(field_names(MOVED[kind])) - set(_MIRRORED.get(kind, ())) - {"outcome", "pipeline"}
-        return told & (filled(row) - filled(moved) | _shortened(row, moved))
-
-    def _company(self, row: Any) -> Link | None:
-        """The company as the target knows it: the row that was made of it, or where there are none its name."""
-        company: Link | None = row.company
-        if not self.target.can(Company, Verb.CREATE):
-            named = _name(company) or self.company_names.get(_key(company), "")
-            return Link(Ref(Kind.COMPANY, None), name=named) if named and isinstance(row, Contact) else None
-        if isinstance(row, Deal) and "company" not in self.source.dialect.resource(Deal).survivors(Verb.LIST):
-            # Where deals tell no company it is their contact's.
-            people = (self.sent["contacts"].get(link.ref.id) for link in row.contacts if link.ref.id is not None)
-            return next((sent.row.company for sent in people if sent and sent.id and sent.row.company), None)
-        made = self._made("companies", _key(company))
-        return Link(Ref(Kind.COMPANY, made)) if made is not None else None
-
-    def _target(self, held: Ref | None) -> Ref | None:
-        made = self._made(_OF[held.kind], held.id) if held is not None and held.kind in _OF else None
-        return Ref(held.kind, made) if held is not None and made is not None else None
-
-    def _deal(self, deal: Deal) -> dict[str, Any]:
-        members = [(link, self._made("contacts", link.ref.id)) for link in deal.contacts]
-        links = tuple(Link(Ref(Kind.CONTACT, id), main=link.main) for link, id in members if id is not None)
-        place = self.places.get((deal.pipeline.id if deal.pipeline else None, deal.stage.id)) if deal.stage else None
-        # The outcome goes with the stage: nobody writes it.
-        stage = {"pipeline": place.pipeline, "stage": place.stage} if place else {"pipeline": None, "stage": None}
-        return {"contacts": links, "outcome": None, **stage}
-
-    def _field(self, row: Entity, value: FieldValue) -> FieldValue | None:
-        if value.code is not None and not self.target.can(Field, Verb.LIST):
-            return evolve(value, field=None)  # where no fields are listed, those there are go by their codes
-        like = self.fields.get((row.KIND, value.field.id if value.field else None))
-        return evolve(value, field=like.ref, code=like.code, name=like.name, type=like.type) if like else None
-
-    def _invented(self, kind: str, row: Any) -> dict[str, Any]:
-        """What the target requires and the row does not have, as far as it can be made up."""
-        make: Mapping[str, Callable[[], Any]] = {
-            "name": lambda: next((part.value for part in getattr(row, "phones", ())), f"{row.KIND} {row.id}"),
-            "due": lambda: (row.created_at or self.now) + timedelta(days=1),
-            "owner": lambda: self.me,
-            "type": lambda: self.task_type,
-        }
-        required = self.target.dialect.resource(MOVED[kind]).required
-        made = {name: make[name]() for name in required if name in make and is_empty(getattr(row, name))}
-        return {name: part for name, part in made.items() if part is not None}
+    def company_of(self, contact: Id) -> Link | None:
+        sent = self.sent["contacts"].get(contact)
+        return sent.row.company if sent is not None and sent.id is not None else None
 
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def _write(self, kind: str, rows: Sequence[Any]) -> None:
         tally, resource = self.report.kinds[kind], self.target.dialect.resource(MOVED[kind])
-        if "owner" in resource.required and self.me is None:
+        if "owner" in resource.required and self.words.me is None:
             await self._know_me()
-        if "type" in resource.required and self.task_type is None:
+        if "type" in resource.required and self.words.task_type is None:
             await self._know_a_task_type()
         ready: list[tuple[Id, Any, Any]] = []
         for row in rows:
-            moved = self._moved(kind, row)
-            invented = self._invented(kind, moved)
-            whole = evolve(moved, **invented)
-            if "kind" not in resource.survivors(Verb.CREATE):
-                whole = _folded(whole) or whole
-            kept, gone = self.target.carried(whole)
-            why = _no_place(kept, resource.required)
-            if why is not None:
+            there = self.translate(row)
+            if there.left_out is not None:
                 tally.left_out += 1
-                self.report.lost[f"{row.KIND} that {why}"] += 1
+                self.report.lost[f"{row.KIND} that {there.left_out}"] += 1
                 continue
-            later = self._finishing(kept, whole)
-            cut = {name for name in gone if not _same(getattr(whole, name), getattr(kept, name))} - later.keys()
-            self.report.lost.update(f"{row.KIND}.{name}" for name in cut | self._lost(kind, row, whole))
-            self.report.invented.update(f"{row.KIND}.{name}" for name in invented)
-            ready.append((_id(row), kept, later))
+            self.report.lost.update(f"{row.KIND}.{name}" for name in there.lost)
+            self.report.invented.update(f"{row.KIND}.{name}" for name in there.invented)
+            ready.append((_id(row), there.row, there.later))
         await self._send(kind, ready)
 
     async def _send(self, kind: str, ready: Sequence[tuple[Id, Any, Any]]) -> None:
@@ -586,9 +342,9 @@ class _Move:
             part = ready[start : start + size]
             receipts = await self.target.of(MOVED[kind]).create_many([row for _, row, _ in part], batch=size)
             for (id, row, later), receipt in zip(part, receipts, strict=True):
-                folded = _folded(row) if isinstance(receipt, Refused) else None
-                if folded is not None:
-                    again.append((id, folded, later))
+                text = folded(row) if isinstance(receipt, Refused) else None
+                if text is not None:
+                    again.append((id, text, later))
                     continue
                 made = self._received(kind, id, row, receipt, tally)
                 self.sent[kind][id] = _Sent(await self._finished(row, made, later, tally), made)
@@ -611,14 +367,6 @@ class _Move:
             tally.refused += 1
         self.report.troubles.append(f"{named}: {receipt.error}")
         return None
-
-    def _finishing(self, kept: Any, moved: Any) -> dict[str, Any]:
-        """What completing a task carries and making it does not: that it is done, and with what result."""
-        if not isinstance(moved, Task) or not moved.done or not self.target.can(Task, Verb.COMPLETE):
-            return {}
-        through = self.target.dialect.resource(Task).survivors(Verb.COMPLETE)
-        names = [name for name in ("done", "result") if name in through and getattr(kept, name) != getattr(moved, name)]
-        return {name: getattr(moved, name) for name in names}
 
     async def _finished(self, row: Any, made: Id | None, later: dict[str, Any], tally: Tally) -> Any:
         if made is None or not later:
@@ -644,7 +392,7 @@ class _Move:
         }
         # Nothing is read ahead: a page too many would not be the least.
         async for found in self.target.together(*(MOVED[kind] for kind in kinds), prefetch=1):
-            kind = _OF[found.KIND]
+            kind = kind_of(found)
             self._count("target", found)
             row, tally = expected.pop(found.ref, None), self.report.kinds[kind]
             if row is None:
@@ -654,8 +402,8 @@ class _Move:
             self._hold_against(row, found, tally)
             if tally.read_back % 50 == 0:
                 self.told("check", kind, tally.read_back, tally.written)
-        for ref, row in expected.items():
-            tally = self.report.kinds[_OF[ref.kind]]
+        for row in expected.values():
+            tally = self.report.kinds[kind_of(row)]
             tally.links_expected += len(_links(row))
             tally.stages_expected += getattr(row, "stage", None) is not None
         for kind in kinds:
@@ -669,7 +417,7 @@ class _Move:
             tally.stages_expected += 1
             tally.stages_found += (row.pipeline, row.stage) == (found.pipeline, found.stage)
         for name in filled(row):
-            if not _same(getattr(row, name), getattr(found, name)):
+            if not same(getattr(row, name), getattr(found, name)):
                 counts = self.report.restamped if name in _STAMPS else self.report.different
                 counts[f"{row.KIND}.{name}"] += 1
 
@@ -681,59 +429,25 @@ class _Move:
         self.report.least = least(self.source.dialect, self.target.dialect, self.report, settings=self.settings)
 
 
-async def _vocabulary(crm: Client, entity: type[Any]) -> Sequence[Any]:
-    """A list of the account's own words, by way of its settings where they keep it: it is read once then."""
-    parts = _parts_of(crm, entity)
-    if not parts:
-        return [row async for row in crm.of(entity).list()]
-    told = [await crm.setting(part) for part in parts]
-    # A part is a list of them, or a map of them by their ids.
-    return [row for each in told for row in cast("Iterable[Any]", mapping(each).values() or each)]
-
-
-def _parts_of(crm: Client, entity: type[Any]) -> list[str]:
-    """The parts of the account's settings that hold these words: one, or one for each kind of rows."""
-    name = f"{entity.__name__.lower()}s"
-    known = crm.dialect.settings
-    return [name] if name in known else [part for part in known if part.startswith(f"{name}:")]
-
-
 def _companies_named(contacts: Iterable[Contact]) -> list[Company]:
     """A row for each company that contacts name, in the order of the first one to name it; its id is what it goes by."""
-    named = {key: _name(each.company) for each in reversed(list(contacts)) if (key := _key(each.company)) is not None}
+    named = {
+        key: named_company(each.company)
+        for each in reversed(list(contacts))
+        if (key := company_key(each.company)) is not None
+    }
     return [Company(id=key, name=named[key]) for key in reversed(named)]
 
 
 def _alike_together(row: Any) -> tuple[bool, str]:
     """Rows that share a request side by side, so that only the last is not full: who is tied, and notes by their path."""
     target = row.target.kind if isinstance(row, Note) and row.target is not None else ""
-    return isinstance(row, Contact) and _key(row.company) is None, str(target)
-
-
-def _folded(row: Any) -> Any:
-    """A note of a kind of its vendor's as a text that says the same, or None for what is a text already."""
-    if not isinstance(row, Note) or (row.kind is NoteKind.TEXT and not row.params):
-        return None
-    params = ", ".join(f"{name} {part}" for name, part in row.params.items())
-    said = ": ".join(filter(None, (row.raw_kind or str(row.kind), params)))
-    return evolve(row, kind=NoteKind.TEXT, raw_kind=None, params={}, text="\n".join(filter(None, (row.text, said))))
-
-
-def _no_place(row: Any, required: Sequence[str]) -> str | None:
-    """Why there is no place in the target for a row, however it is written."""
-    if isinstance(row, Note) and not row.text and not row.params:
-        return "says nothing"
-    return "hangs on nothing" if "target" in required and row.target is None else None
+    return isinstance(row, Contact) and company_key(row.company) is None, str(target)
 
 
 def _id(row: Entity) -> Id:
     assert row.id is not None  # noqa: S101  every row that was read has one
     return row.id
-
-
-def _shortened(row: Any, moved: Any) -> set[str]:
-    """Lists that have become shorter."""
-    return {name for name in ("contacts", "fields") if len(getattr(moved, name, ())) < len(getattr(row, name, ()))}
 
 
 def _links(row: Entity) -> frozenset[Ref]:
@@ -743,30 +457,6 @@ def _links(row: Entity) -> frozenset[Ref]:
     target = getattr(row, "target", None)
     refs = [*(link.ref for link in links), *([target] if target is not None else [])]
     return frozenset(ref for ref in refs if ref.id is not None)
-
-
-def _same(sent: Any, found: Any) -> bool:
-    """Whether two contents say the same: links lead to the same rows or names, lists hold the same in any order."""
-    if isinstance(sent, Link) and isinstance(found, Link):
-        return sent.ref == found.ref if sent.ref.id is not None else _name(sent) == _name(found)
-    if isinstance(sent, tuple):
-        mine, theirs = (_essences(each) for each in cast("list[tuple[Any, ...]]", [sent, found]))
-        return len(mine) == len(theirs) and all(part in theirs for part in mine)
-    return sent == found
-
-
-def _essences(parts: tuple[Any, ...]) -> list[object]:
-    return [_essence(part) for part in parts]
-
-
-def _essence(part: Any) -> object:
-    if isinstance(part, Link):
-        return part.ref
-    if isinstance(part, Tag):
-        return part.name
-    if isinstance(part, FieldValue):
-        return part.field or part.code, part.values
-    return part
 
 
 # ------------------------------------------------------------------------------------------------------- two sandboxes

@@ -1,0 +1,512 @@
+"""Both accounts read whole and held against each other, field by field, through what the target cannot carry.
+
+Which row became which is told by a ledger, by the origin a row was marked with, or else by what the rows say: those that
+say the same are one, as many as there are of them, the lowest ids first. What no pair is found for is missing or too many.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
+from functools import cache
+from typing import Any, Final, TypeAlias, cast
+
+from attrs import define, evolve, field, fields_dict, frozen, has
+
+from crmclient.client import Client
+from crmclient.clock import SYSTEM_CLOCK, Clock
+from crmclient.dialect import Verb, mapping
+from crmclient.entities import Company, Contact, FieldValue, Id, Kind, Link, Ref, Tag, filled
+from crmclient.errors import Misconfigured, Unreadable
+from crmclient.migration.matching import KINDS, MOVED, company_key, kind_at, kind_of, named_company
+from crmclient.migration.plan import Plan, Told, draft, silent
+from crmclient.migration.seen import Seen
+from crmclient.migration.translation import MIRRORED, Translation, folds
+from crmclient.serial import to_tree
+
+Pairs: TypeAlias = Mapping[str, Mapping[Id, Id]]
+"""What became of the rows of a kind: the target's id by the source's. A kind that is named here is not guessed at.
+
+A company that is but a word on contacts of the source goes by that word.
+"""
+
+
+class Sign(StrEnum):
+    """How a row stands in the other account."""
+
+    SAME = "="
+    DIFFERS = "*"
+    MISSING = "+"
+    EXTRA = "-"
+    UNREADABLE = "!"
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One row: ``source`` and ``target`` are its ids there. ``fields`` differ; ``said`` is why it cannot be read."""
+
+    kind: str
+    sign: Sign
+    source: Id | None = None
+    target: Id | None = None
+    name: str | None = None
+    fields: tuple[str, ...] = ()
+    said: str | None = None
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """What came of it. ``kinds`` counts rows by kind and sign.
+
+    ``no_place`` are rows of the source that the target cannot have, by why. ``dropped`` and ``folded`` count the values
+    it cannot carry, as ``deal.price``. ``restamped`` is what the target dates and signs itself when a row is changed: that
+    is no difference.
+    """
+
+    source: str
+    target: str
+    kinds: Mapping[str, Mapping[Sign, int]]
+    no_place: Mapping[str, int]
+    dropped: Mapping[str, int]
+    folded: Mapping[str, int]
+    restamped: Mapping[str, int]
+
+    def number(self, sign: Sign) -> int:
+        """Of all kinds together."""
+        return sum(counts.get(sign, 0) for counts in self.kinds.values())
+
+    @property
+    def equal(self) -> bool:
+        """Whether everything the target has a place for is there as it should be, and nothing else is."""
+        return not any(self.number(sign) for sign in Sign if sign is not Sign.SAME)
+
+    @property
+    def sentence(self) -> str:
+        """The whole of it in two or three sentences."""
+        same, rows = self.number(Sign.SAME), sum(map(self.number, (Sign.SAME, Sign.DIFFERS, Sign.MISSING)))
+        placed = f" that {self.target} has a place for" if self.no_place else ""
+        begun = (
+            f"All {_number(rows)} rows of {self.source}{placed} are on {self.target}."
+            if self.equal
+            else f"{_number(same)} of {_number(rows)} rows of {self.source}{placed} are on {self.target} as they should be."
+        )
+        wrong = (
+            (Sign.DIFFERS, "differ"),
+            (Sign.MISSING, "missing"),
+            (Sign.EXTRA, "extra"),
+            (Sign.UNREADABLE, "unreadable"),
+        )
+        counted = ", ".join(f"{_number(self.number(sign))} {said}" for sign, said in wrong)
+        lost = [
+            *([f"{_number(sum(self.folded.values()))} values were folded into texts"] if self.folded else []),
+            *([f"{_number(sum(self.dropped.values()))} values were dropped"] if self.dropped else []),
+            *([f"{_number(sum(self.no_place.values()))} rows have no place there"] if self.no_place else []),
+        ]
+        told = ", ".join(lost)
+        return f"{begun} {counted}." + (f" {told[0].upper()}{told[1:]}." if told else "")
+
+    def as_tree(self) -> dict[str, Any]:
+        """For JSON."""
+        kinds = {kind: {sign.name.lower(): counts.get(sign, 0) for sign in Sign} for kind, counts in self.kinds.items()}
+        told = {name: dict(getattr(self, name)) for name in ("no_place", "dropped", "folded", "restamped")}
+        return {
+            "equal": self.equal,
+            "sentence": self.sentence,
+            "source": self.source,
+            "target": self.target,
+            "kinds": kinds,
+            **told,
+        }
+
+
+# What the target dates and signs itself when a row is changed, and a link is a change.
+_STAMPS: Final = frozenset({"updated_at", "updated_by"})
+# No CRM fills these by itself: where the source has none, there is to be none.
+_OURS: Final = (
+    *("name", "text", "phones", "emails", "target", "company", "contacts"),
+    *("position", "price", "tags", "fields", "done", "result", "params"),
+)
+# Except what a person must be able to click on.
+_FILLED_IN: Final = frozenset({"name"})
+_LINKS: Final = frozenset({"company", "contacts", "target"})
+_OWN: Final = tuple(name for name in _OURS if name not in _LINKS)
+# What tells a row from another when the rest is different.
+_TELLING: Final = frozenset({"name", "text", "phones", "emails", "created_at", "due", *_LINKS})
+
+
+async def check(
+    source: Client,
+    target: Client,
+    plan: Plan | None = None,
+    *,
+    pairs: Pairs | None = None,
+    each: Callable[[Finding], None] = lambda finding: None,
+    told: Told = silent,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Verdict:
+    """Read both sides whole and compare; ``each`` is told of every row, with its sign.
+
+    Without a plan, users, stages and fields are matched as a new plan would match them. Memory stays the same however
+    many rows there are. Raises Misconfigured for a plan of other accounts.
+    """
+    if plan is None:
+        plan = await draft(source, target, clock=clock)
+    elif others := plan.of_others(source, target):
+        raise Misconfigured("; ".join(others))
+    with Seen() as seen:
+        comparing = _Comparing(source, target, plan, seen, each)
+        await comparing.read_source(told)
+        await comparing.read_target(told)
+        return comparing.verdict(pairs or {})
+
+
+# What agrees, the lowest ids first, as often as it is there on both sides.
+_NUMBERED: Final = "SELECT clue, id, row_number() OVER (PARTITION BY clue ORDER BY id) AS n FROM clue WHERE side ="
+_AGREEING: Final = f"SELECT s.id, t.id FROM ({_NUMBERED} 'source') s JOIN ({_NUMBERED} 'target') t USING (clue, n)"  # noqa: S608
+
+
+@frozen
+class _Stored:
+    """A row as it is kept on disk: what it says, in a form that can be compared, and which fields are not to be."""
+
+    id: Id
+    name: str | None
+    content: dict[str, Any]
+    skip: frozenset[str]
+    partner: Id | None
+
+
+def _stored(row: Any) -> _Stored:
+    _, _, id, name, content, skip, partner = row
+    return _Stored(id, name, json.loads(content), frozenset(json.loads(skip)), partner)
+
+
+def _sides(source: Id, target: Id) -> tuple[tuple[str, Id], ...]:
+    return ("source", source), ("target", target)
+
+
+@define
+class _Comparing:
+    source: Client
+    target: Client
+    plan: Plan
+    seen: Seen
+    each: Callable[[Finding], None]
+    kinds: dict[str, Counter[Sign]] = field(factory=dict[str, Counter[Sign]])
+    no_place: Counter[str] = field(factory=Counter[str])
+    lost: Counter[tuple[str, bool]] = field(factory=Counter[tuple[str, bool]])
+    restamped: Counter[str] = field(factory=Counter[str])
+    translate: Translation = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.translate = Translation(self.source.dialect, self.target.dialect, self.plan.words(), self.seen)
+        self.db.execute(
+            "CREATE TABLE row (side, kind, id, name, content, skip, partner, PRIMARY KEY (side, kind, id)) WITHOUT ROWID"
+        )
+        self.db.execute("CREATE TABLE clue (side, clue, id)")
+        # What hangs on a row, as one number: it tells rows from each other that say the same.
+        self.db.execute("CREATE TABLE brood (side, kind, id, sum, PRIMARY KEY (side, kind, id)) WITHOUT ROWID")
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        return self.seen.db
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    async def read_source(self, told: Told) -> None:
+        """Every row as it has to stand in the target."""
+        kinds = [kind for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)]
+        for kind in kinds:
+            if self.target.can(MOVED[kind], Verb.CREATE) and self.target.can(MOVED[kind], Verb.LIST):
+                self.kinds[kind] = Counter()
+        named = "companies" not in kinds and self.target.can(Company, Verb.CREATE)
+        if named:
+            self.kinds["companies"] = Counter()
+        numbers: Counter[str] = Counter()
+        walk = self.source.together(*(MOVED[kind] for kind in kinds), on_bad=self._unreadable("source"))
+        async for row in walk:
+            kind = kind_of(row)
+            numbers[kind] += 1
+            if numbers[kind] % 50 == 0:
+                told("source", kind, numbers[kind])
+            if kind not in self.kinds:
+                self.seen.add(kind, row.id, getattr(row, "name", None) or "", made=False)
+                self.no_place[kind] += 1
+                continue
+            if named and isinstance(row, Contact):
+                self._company_named(row)
+            self._expect(kind, row)
+
+    def _company_named(self, contact: Contact) -> None:
+        """A company that is but a word on contacts becomes a row in the target."""
+        key, name = company_key(contact.company), named_company(contact.company)
+        if key is not None and self.seen.add("companies", key, name):
+            self._expect("companies", Company(id=key, name=name))
+
+    def _expect(self, kind: str, row: Any) -> None:
+        there = self.translate(row)
+        if there.left_out is not None:
+            self.no_place[f"{row.KIND} that {there.left_out}"] += 1
+            return
+        whole = there.whole
+        self.seen.add(kind, row.id, getattr(row, "name", None) or "", getattr(whole, "company", None))
+        self.lost.update((what, folds(what, self.translate.words)) for what, _ in there.losses())
+        self._put("source", kind, row.id, whole, {*there.invented, *row.unread})
+
+    async def read_target(self, told: Told) -> None:
+        """Every row as it stands there."""
+        numbers: Counter[str] = Counter()
+        kinds = [kind for kind in KINDS if kind in self.kinds]
+        walk = self.target.together(*(MOVED[kind] for kind in kinds), on_bad=self._unreadable("target"))
+        async for row in walk:
+            kind = kind_of(row)
+            numbers[kind] += 1
+            if numbers[kind] % 50 == 0:
+                told("target", kind, numbers[kind])
+            plain, origin = self._unmarked(row)
+            self._put("target", kind, row.id, plain, row.unread)
+            if origin is not None:
+                self._pair(kind, origin, row.id)
+
+    def _unreadable(self, side: str) -> Callable[[type[Any], Unreadable], None]:
+        def bad(entity: type[Any], wrong: Unreadable) -> None:
+            kind = kind_of(entity)
+            if kind not in self.kinds:
+                self.no_place[kind] += 1  # whatever it says
+                return
+            id = mapping(wrong.raw).get("id")
+            ids: dict[str, Any] = {side: id if isinstance(id, int | str) else None}
+            self._found(Finding(kind=kind, sign=Sign.UNREADABLE, said=str(wrong), **ids))
+
+        return bad
+
+    def _unmarked(self, row: Any) -> tuple[Any, Id | None]:
+        """A row without the mark that says where it came from, and that: a tag, or what a custom field holds."""
+        begin, found = f"{self.plan.source.origin}{row.KIND}:", list[str]()
+
+        def marks(part: Any) -> bool:
+            texts = [part.name] if isinstance(part, Tag) else part.values if isinstance(part, FieldValue) else ()
+            mine = [text.removeprefix(begin) for text in texts if isinstance(text, str) and text.startswith(begin)]
+            found.extend(mine)
+            return bool(mine)
+
+        kept = {name: tuple(part for part in getattr(row, name, ()) if not marks(part)) for name in ("tags", "fields")}
+        if not found:
+            return row, None
+        id = int(found[0]) if found[0].isascii() and found[0].isdecimal() else found[0]
+        return evolve(row, **{name: parts for name, parts in kept.items() if hasattr(row, name)}), id
+
+    # ------------------------------------------------------------------------------------------------------ on disk
+
+    def _put(self, side: str, kind: str, id: Id, row: Any, skip: Iterable[str]) -> None:
+        names = filled(row) & (self._compared(kind) if side == "target" else {*filled(row)})
+        rows_there = self.target.can(Company, Verb.CREATE)
+        content = {name: _plain(getattr(row, name), rows_there) for name in sorted(names - _untold(kind))}
+        name = getattr(row, "name", None) or getattr(row, "text", None)
+        told = (side, kind, id, name, json.dumps(content), json.dumps(sorted(skip)))
+        # A row that comes twice while the account is in use is the one that came first.
+        if not self.db.execute("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?, ?, ?, NULL)", told).rowcount:
+            return
+        own = int.from_bytes(_clue(content, _OWN)[:6])
+        sql = "INSERT INTO brood VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET sum = (sum + excluded.sum) & 0xFFFFFFFFFFFF"
+        self.db.executemany(sql, ((side, *above, own) for above in _above(content)))
+
+    def _compared(self, kind: str) -> frozenset[str]:
+        """Fields that the target reads back, and that it can have been given."""
+        resource = self.target.dialect.resource(MOVED[kind])
+        written = resource.survivors(Verb.CREATE) | resource.survivors(Verb.COMPLETE)
+        return resource.survivors(Verb.LIST) & written
+
+    def _pair(self, kind: str, source: Id, target: Id) -> None:
+        """Make two rows one, if both are there and neither has another partner."""
+        free = "SELECT 1 FROM row WHERE side = ? AND kind = ? AND id = ? AND partner IS NULL"
+        if all(self.db.execute(free, (side, kind, id)).fetchone() for side, id in _sides(source, target)):
+            self._partners(kind, source, target)
+
+    def _partners(self, kind: str, source: Id, target: Id) -> None:
+        sql = "UPDATE row SET partner = ? WHERE side = ? AND kind = ? AND id = ?"
+        self.db.execute(sql, (target, "source", kind, source))
+        self.db.execute(sql, (source, "target", kind, target))
+
+    def _rows(self, side: str, kind: str, *, paired: bool) -> Iterator[_Stored]:
+        """Rows with what they are tied to as the target knows it, by their ids."""
+        sql = "SELECT * FROM row WHERE side = ? AND kind = ? AND (partner IS NOT NULL) = ? ORDER BY id"
+        for row in self.db.execute(sql, (side, kind, paired)):
+            stored = _stored(row)
+            yield evolve(stored, content=self._there(stored.content)) if side == "source" else stored
+
+    def _there(self, content: dict[str, Any]) -> dict[str, Any]:
+        """What a row of the source is tied to, as the target knows it."""
+
+        def there(part: list[Any]) -> list[Any]:
+            kind, id, *rest = part
+            of = kind_at(Ref(Kind(kind), id))
+            if id is None or of is None:
+                return part
+            found = self.db.execute("SELECT partner FROM row WHERE side = 'source' AND kind = ? AND id = ?", (of, id))
+            partner = found.fetchone()
+            return (
+                [kind, partner[0], *rest] if partner and partner[0] is not None else [kind, None, f"no partner of {id}"]
+            )
+
+        changed: dict[str, Any] = {}
+        for name in _LINKS & content.keys():
+            part = content[name]
+            changed[name] = sorted(map(there, part), key=json.dumps) if name == "contacts" else there(part)
+        return content | changed
+
+    # ------------------------------------------------------------------------------------------------------- pairing
+
+    def verdict(self, pairs: Pairs) -> Verdict:
+        """Pair and compare, parents before children: by what they hang on, children are known."""
+        for kind in KINDS:
+            if kind not in self.kinds:
+                continue
+            if kind in pairs:
+                for source, target in pairs[kind].items():
+                    self._pair(kind, source, target)
+            else:
+                self._guess(kind)
+            self._compare(kind)
+        dropped, folded = ({name: n for (name, into), n in self.lost.items() if into is way} for way in (False, True))
+        return Verdict(
+            source=_place(self.source),
+            target=_place(self.target),
+            kinds=self.kinds,
+            no_place=dict(self.no_place),
+            dropped=dropped,
+            folded=folded,
+            restamped=dict(self.restamped),
+        )
+
+    def _guess(self, kind: str) -> None:
+        """Rows that say the same are one: all they say at first, and then less and less of it."""
+        compared = self._compared(kind) - _STAMPS - _untold(kind)
+        ours = tuple(name for name in _OURS if name in compared)
+        dated = tuple(name for name in ("created_at", "due", "pipeline", "stage") if name in compared)
+        self._match(kind, tuple(sorted(compared)), brood=True)
+        self._match(kind, (*ours, *dated), brood=True)
+        self._match(kind, ours, brood=True)
+        self._match(kind, tuple(sorted(compared)))
+        for more in (dated, *((name,) for name in dated), ()):
+            self._match(kind, (*ours, *more))
+        for but in reversed(ours):
+            self._match(kind, tuple(name for name in (*ours, *dated) if name != but), told=2)
+            self._match(kind, tuple(name for name in ours if name != but), told=2)
+        called = tuple(name for name in ("name", "text") if name in ours)
+        reached = tuple(name for name in ("phones", "emails") if name in ours)
+        tied = tuple(name for name in ours if name in _LINKS)
+        for names in ((*called, *reached), (*called, *tied), called, reached, (*tied, *dated[:1])):
+            self._match(kind, names, told=2 if names and names[0] in _LINKS else 1)
+
+    def _match(self, kind: str, names: Sequence[str], told: int = 0, brood: bool = False) -> None:
+        """Pair what is left and agrees in these fields, as multisets; ``told`` of them at least have to say something.
+
+        ``brood``: what hangs on them has to agree too.
+        """
+        left = "SELECT count(*) FROM row WHERE side = ? AND kind = ? AND partner IS NULL"
+        if not names or not all(self.db.execute(left, (side, kind)).fetchone()[0] for side in ("source", "target")):
+            return
+        self.db.execute("DELETE FROM clue")
+        for side in ("source", "target"):
+            rows = self._rows(side, kind, paired=False)
+            clues = (
+                (side, _clue(row.content, names) + (self._brood(side, kind, row.id) if brood else b""), row.id)
+                for row in rows
+                if _tells(row.content, names, told)
+            )
+            self.db.executemany("INSERT INTO clue VALUES (?, ?, ?)", clues)
+        for source, target in self.db.execute(_AGREEING):
+            self._partners(kind, source, target)
+
+    def _brood(self, side: str, kind: str, id: Id) -> bytes:
+        sql = "SELECT sum FROM brood WHERE side = ? AND kind = ? AND id = ?"
+        found = self.db.execute(sql, (side, kind, id)).fetchone()
+        return b"" if found is None else int(found[0]).to_bytes(6)
+
+    # ----------------------------------------------------------------------------------------------------- comparing
+
+    def _compare(self, kind: str) -> None:
+        listed = self.source.can(MOVED[kind], Verb.LIST)
+        told = self.source.dialect.resource(MOVED[kind]).survivors(Verb.LIST) if listed else frozenset({"name"})
+        compared, emptied = self._compared(kind), (told & {*_OURS}) - _FILLED_IN
+        one = "SELECT * FROM row WHERE side = 'target' AND kind = ? AND id = ?"
+        for row in self._rows("source", kind, paired=True):
+            there = _stored(self.db.execute(one, (kind, row.partner)).fetchone())
+            asked = (compared & row.content.keys()) | (emptied & there.content.keys())
+            wrong = {name for name in asked - row.skip - there.skip if row.content.get(name) != there.content.get(name)}
+            self.restamped.update(f"{MOVED[kind].KIND}.{name}" for name in wrong & _STAMPS)
+            fields = tuple(sorted(wrong - _STAMPS))
+            sign = Sign.DIFFERS if fields else Sign.SAME
+            self._found(Finding(kind=kind, sign=sign, source=row.id, target=there.id, name=row.name, fields=fields))
+        for row in self._rows("source", kind, paired=False):
+            self._found(Finding(kind=kind, sign=Sign.MISSING, source=row.id, name=row.name))
+        for row in self._rows("target", kind, paired=False):
+            self._found(Finding(kind=kind, sign=Sign.EXTRA, target=row.id, name=row.name))
+
+    def _found(self, finding: Finding) -> None:
+        self.kinds[finding.kind][finding.sign] += 1
+        self.each(finding)
+
+
+def _number(of: int) -> str:
+    return f"{of:,}".replace(",", " ")
+
+
+def _place(crm: Client) -> str:
+    return crm.base_url.partition("://")[2].partition("/")[0]
+
+
+@cache
+def _untold(kind: str) -> frozenset[str]:
+    """What the other end of a tie tells too, what goes with the stage, and what nobody writes."""
+    return frozenset({*MIRRORED.get(kind, ()), "outcome", "deleted"})
+
+
+def _above(content: Mapping[str, Any]) -> Iterator[tuple[str, Id]]:
+    """What a row is tied to, of what moves."""
+    for name in _LINKS & content.keys():
+        for kind, id, *_ in content[name] if name == "contacts" else [content[name]]:
+            of = kind_at(Ref(Kind(kind), id))
+            if of is not None and id is not None:
+                yield of, id
+
+
+def _clue(content: Mapping[str, Any], names: Sequence[str]) -> bytes:
+    told = [content.get(name) for name in names]
+    return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).digest()
+
+
+def _tells(content: Mapping[str, Any], names: Sequence[str], number: int) -> bool:
+    return sum(name in content for name in names if name in _TELLING) >= number
+
+
+def _plain(part: Any, rows_there: bool) -> Any:
+    """A content as JSON that is equal where it says the same: in any order, and whatever a number's form is."""
+    if isinstance(part, tuple):
+        parts: tuple[Any, ...] = part  # pyright: ignore[reportUnknownVariableType]
+        return sorted((_plain(each, rows_there) for each in parts), key=json.dumps)
+    if isinstance(part, Link):
+        if part.ref.kind is Kind.COMPANY:
+            # Where companies are no rows, it is the name that counts.
+            return [part.ref.kind, part.ref.id] if rows_there else [part.ref.kind, None, named_company(part)]
+        return [part.ref.kind, part.ref.id, part.main]
+    if isinstance(part, Ref):
+        return [part.kind, part.id]
+    if isinstance(part, Tag):
+        return part.name
+    if isinstance(part, FieldValue):
+        known = part.field.id if part.field is not None else part.code
+        return [known, [_plain(each, rows_there) for each in part.values]]
+    if isinstance(part, Decimal):
+        return f"{part.normalize():f}"
+    if isinstance(part, datetime):
+        return part.astimezone(UTC).isoformat()
+    kind = cast(Any, type(part))
+    if has(kind):
+        return {name: _plain(getattr(part, name), rows_there) for name in fields_dict(kind)}
+    return to_tree(part)

@@ -1,0 +1,428 @@
+"""Two accounts are held against each other: after a move nothing differs, and whatever is then changed is found."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from click.testing import CliRunner, Result
+from test_pairs import PAIRS, moved, two
+from test_plan import SMALL, broken, environment
+
+from crmclient import Client, Contact, FieldValue, Kind, Misconfigured, Ref, Tag
+from crmclient.cli import commands
+from crmclient.cli.demo import client_of, move, served
+from crmclient.clock import SystemClock
+from crmclient.entities import origin
+from crmclient.migration.plan import draft, plan, to_toml
+from crmclient.migration.verify import Finding, Sign, Verdict, check
+from crmclient.registry import dialect
+from crmclient.sandbox.server import Running, face
+from crmclient.sandbox.world import World, populate
+
+
+@asynccontextmanager
+async def done(origin: str, goal: str, **more: Any) -> AsyncIterator[tuple[Client, Client, Running, Running]]:
+    """Two accounts, of which one was moved into the other."""
+    async with two(origin, goal, **({} if "contacts" in more else SMALL), **more) as (reading, writing, source, target):
+        report = await moved(reading, writing)
+        assert report.equal
+        yield reading, writing, source, target
+
+
+async def found(reading: Client, writing: Client, *given: Any, **more: Any) -> tuple[Verdict, list[Finding]]:
+    """The verdict, and the rows that are not the same."""
+    rows: list[Finding] = []
+    verdict = await check(reading, writing, *given, each=rows.append, **more)
+    for kind, counts in verdict.kinds.items():
+        assert sum(counts.values()) == sum(row.kind == kind for row in rows)
+    return verdict, [row for row in rows if row.sign is not Sign.SAME]
+
+
+# ------------------------------------------------------------------------------------------------ nothing differs
+
+
+@pytest.mark.parametrize("origin, goal", PAIRS)
+@pytest.mark.asyncio
+async def test_after_a_move_all_that_could_be_carried_is_the_same(origin: str, goal: str) -> None:
+    async with two(origin, goal, **SMALL) as (reading, writing, source, target):
+        made = await plan(reading, writing)
+        report = await moved(reading, writing)
+        for given in (made, None):
+            before = [source.stats.requests, target.stats.requests]
+            verdict, rows = await found(reading, writing, given)
+            assert verdict.equal, rows
+            assert rows == []
+            same = {kind: counts[Sign.SAME] for kind, counts in verdict.kinds.items()}
+            assert same == {kind: tally.written for kind, tally in report.kinds.items()}
+            assert source.stats.requests > before[0]
+            assert target.stats.requests > before[1]
+        # What is lost on the way is what the plan has said, and it is no difference.
+        lost = {loss.what: loss.rows for loss in made.losses if loss.choice == "drop" and "." in loss.what}
+        owners = {"task.owner"} if goal == "amoxml" else set[str]()
+        assert {name: n for name, n in verdict.dropped.items() if name not in owners and ".fields" not in name} == {
+            name: n for name, n in lost.items() if name not in owners and ".fields" not in name
+        }
+        assert source.stats.refused == target.stats.refused == 0
+
+
+@pytest.mark.parametrize("goal", ["amoxml", "electrum", "kommo"])
+@pytest.mark.asyncio
+async def test_an_empty_target_lacks_everything_and_holds_nothing_else(goal: str) -> None:
+    async with two("amocrm", goal, **SMALL) as (reading, writing, *_):
+        verdict, rows = await found(reading, writing)
+        assert not verdict.equal
+        assert {row.sign for row in rows} == {Sign.MISSING}
+        assert verdict.number(Sign.MISSING) == sum((await plan(reading, writing)).moves.values())
+
+
+# ------------------------------------------------------------------------------------------- whatever is changed
+
+# By what a field is called in the sandbox, what it is changed to, and what the difference is then called.
+CHANGES = [
+    ("company", "name", "Another", "name"),
+    ("contact", "name", "Another Person", "name"),
+    ("contact", "phones", [{"value": "+70000000000", "label": "work"}], "phones"),
+    ("contact", "emails", [], "emails"),
+    ("contact", "tags", ["foreign"], "tags"),
+    ("contact", "position", "Nobody", "position"),
+    ("contact", "company_id", None, "company"),
+    ("deal", "name", "Another deal", "name"),
+    ("deal", "price", 77, "price"),
+    ("deal", "contacts", [], "contacts"),
+    ("deal", "company_id", None, "company"),
+    ("deal", "stage_id", "another", "stage"),
+    ("deal", "fields", {}, "fields"),
+    ("deal", "owner", "another", "owner"),
+    ("deal", "created_at", 1, "created_at"),
+    ("task", "text", "Do something else", "text"),
+    ("task", "due", 1_800_000_000, "due"),
+    ("task", "done", "another", "done"),
+    ("note", "text", "Nothing was said", "text"),
+    ("note", "created_at", 1, "created_at"),
+]
+
+
+@pytest.mark.parametrize("kind, name, value, told", CHANGES)
+@pytest.mark.asyncio
+async def test_one_changed_field_of_one_row_is_found_by_its_name(kind: str, name: str, value: Any, told: str) -> None:
+    async with done("kommo", "kommo") as (reading, writing, _, target):
+        world = target.world
+        rows = [each for each in world.select(kind) if each[name] not in (None, [], {}, value)]
+        # A due date of a day after the beginning was made up: it is not the source's, and not compared.
+        row = next(each for each in reversed(rows) if name != "due" or each["due"] != each["created_at"] + 86_400)
+        if value == "another":
+            value = {
+                "stage_id": lambda: next(
+                    stage["id"]
+                    for stage in world.select("stage", where={"pipeline_id": row["pipeline_id"]})
+                    if stage["id"] != row["stage_id"]
+                ),
+                "owner": lambda: next(user["id"] for user in world.select("user") if user["id"] != row["owner"]),
+                "done": lambda: not row["done"],
+            }[name]()
+        world.update(kind, row["id"], {name: value})
+        verdict, rows = await found(reading, writing)
+        assert [(each.sign, each.target) for each in rows] == [(Sign.DIFFERS, row["id"])], rows
+        assert told in rows[0].fields
+        # Closing a deal dates its closing; nothing else follows from a change.
+        assert {*rows[0].fields} <= {told, "closed_at"}
+        assert not verdict.equal
+
+
+@pytest.mark.parametrize("origin, goal", PAIRS)
+@pytest.mark.asyncio
+async def test_a_row_too_few_one_too_many_and_one_that_differs_are_found_in_every_pair(origin: str, goal: str) -> None:
+    async with done(origin, goal) as (reading, writing, source, target):
+        deals = target.world.select("deal")
+        target.world.update("deal", deals[0]["id"], {"price": 987_654})
+        target.world.delete("task", (gone := target.world.select("task")[-1])["id"])
+        more = target.world.add("contact", {"name": "Nobody Sent Me", "phones": [{"value": "+7999", "label": "work"}]})
+        verdict, rows = await found(reading, writing)
+        told = {(row.kind, row.sign): row for row in rows}
+        assert told.keys() == {("deals", Sign.DIFFERS), ("tasks", Sign.MISSING), ("contacts", Sign.EXTRA)}, rows
+        assert told["deals", Sign.DIFFERS].fields == ("price",)
+        assert told["deals", Sign.DIFFERS].target == deals[0]["id"]
+        assert told["contacts", Sign.EXTRA].target == more
+        lost = source.world.row("task", told["tasks", Sign.MISSING].source or 0)
+        assert lost["text"].splitlines()[0] == gone["text"].splitlines()[0]
+        assert [verdict.number(sign) for sign in (Sign.DIFFERS, Sign.MISSING, Sign.EXTRA)] == [1, 1, 1]
+
+
+@pytest.mark.asyncio
+async def test_a_doubled_row_is_one_too_many() -> None:
+    async with done("electrum", "kommo") as (reading, writing, _, target):
+        first = target.world.select("deal")[0]
+        twin = target.world.add("deal", {name: part for name, part in first.items() if name != "id"})
+        _, rows = await found(reading, writing)
+        assert [(row.sign, row.target) for row in rows] == [(Sign.EXTRA, twin)]
+
+
+@pytest.mark.asyncio
+async def test_identical_rows_are_as_many_as_there_are() -> None:
+    def furnish(full: World, empty: World) -> None:
+        contact = full.add("contact", {"name": "one"})
+        for _ in range(5):
+            full.add("note", {"text": "called", "target_kind": "contact", "target_id": contact, "created_at": 1})
+
+    async with done("kommo", "kommo", furnish=furnish, contacts=1) as (reading, writing, _, target):
+        notes = target.world.select("note")
+        assert len(notes) == 5
+        target.world.delete("note", notes[2]["id"])
+        verdict, rows = await found(reading, writing)
+        assert [row.sign for row in rows] == [Sign.MISSING]
+        assert verdict.kinds["notes"] == {Sign.SAME: 4, Sign.MISSING: 1}
+
+
+@pytest.mark.asyncio
+async def test_rows_that_say_the_same_are_told_from_each_other_by_what_hangs_on_them() -> None:
+    def twins(world: World, names: list[str]) -> None:
+        for name in names:
+            contact = world.add("contact", {"name": "Ivan", "created_at": 1})
+            world.add("task", {"text": name, "target_kind": "contact", "target_id": contact, "created_at": 1, "due": 9})
+
+    def furnish(full: World, empty: World) -> None:
+        twins(full, ["one", "two", "three"])
+        twins(empty, ["three", "one", "two"])
+
+    async with two("kommo", "kommo", furnish=furnish, contacts=0) as (reading, writing, *_):
+        verdict, rows = await found(reading, writing)
+        assert verdict.equal, rows
+        assert verdict.number(Sign.SAME) == 6
+
+
+@pytest.mark.asyncio
+async def test_a_link_that_leads_to_another_row_is_a_difference() -> None:
+    async with done("kommo", "kommo") as (reading, writing, _, target):
+        world = target.world
+        note = world.select("note", where={"target_kind": "contact"})[0]
+        other = next(row["id"] for row in world.select("contact") if row["id"] != note["target_id"])
+        world.update("note", note["id"], {"target_id": other})
+        deal = next(row for row in world.select("deal") if len(row["contacts"]) > 1)
+        turned = [{**link, "main": not link["main"]} for link in deal["contacts"][:2]]
+        world.update("deal", deal["id"], {"contacts": [*turned, *deal["contacts"][2:]]})
+        _, rows = await found(reading, writing)
+        assert {(row.kind, row.target, row.fields) for row in rows} == {
+            ("notes", note["id"], ("target",)),
+            ("deals", deal["id"], ("contacts",)),
+        }
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.asyncio
+async def test_what_cannot_be_read_is_said_on_either_side_and_is_not_equal(side: str) -> None:
+    async with done("amocrm", "kommo") as (reading, writing, source, target):
+        crm, world = (reading, source.world) if side == "source" else (writing, target.world)
+        id = world.select("contact")[-1]["id"]
+        broken(crm, crm.dialect.resource(Contact), id)
+        verdict, rows = await found(reading, writing)
+        bad = [row for row in rows if row.sign is Sign.UNREADABLE]
+        assert [(row.kind, getattr(row, side), row.said) for row in bad] == [
+            ("contacts", id, f"contact {id} has another shape")
+        ]
+        assert not verdict.equal
+        # Its other half has nobody to be compared with.
+        other = Sign.EXTRA if side == "source" else Sign.MISSING
+        assert verdict.kinds["contacts"][other] == 1
+
+
+@pytest.mark.asyncio
+async def test_what_the_list_does_not_tell_is_not_taken_for_empty() -> None:
+    async with done("amocrm", "amocrm") as (reading, writing, _, target):
+        for row in target.world.select("contact"):
+            target.world.update("contact", row["id"], {"position": "Changed"})
+        resource = writing.dialect.resource(Contact)
+
+        def decode(row: Any, context: Any) -> Any:
+            return evolve(resource.decode(row, context), position=None, unread=frozenset({"position"}))
+
+        short = evolve(resource, decode=decode)
+        writing._session._dialect = writing.dialect = evolve(  # pyright: ignore[reportPrivateUsage]
+            writing.dialect, resources={**writing.dialect.resources, Contact: short}
+        )
+        verdict, rows = await found(reading, writing)
+        assert verdict.equal, rows
+
+
+# --------------------------------------------------------------------------------------- which row became which
+
+
+@pytest.mark.asyncio
+async def test_a_ledgers_pairs_decide_and_are_not_guessed_at() -> None:
+    async with done("kommo", "kommo") as (reading, writing, source, target):
+        ids = [[row["id"] for row in side.world.select("deal")] for side in (source, target)]
+        verdict, rows = await found(reading, writing, pairs={"deals": dict(zip(*ids, strict=True))})
+        assert verdict.equal, rows
+        crossed = dict(zip(ids[0], [ids[1][1], ids[1][0], *ids[1][2:-1]], strict=False))
+        verdict, rows = await found(reading, writing, pairs={"deals": crossed})
+        told = {(row.source, row.target): row.sign for row in rows if row.kind == "deals"}
+        assert told == {
+            (ids[0][0], ids[1][1]): Sign.DIFFERS,
+            (ids[0][1], ids[1][0]): Sign.DIFFERS,
+            # Of these two the ledger says nothing.
+            (ids[0][-1], None): Sign.MISSING,
+            (None, ids[1][-1]): Sign.EXTRA,
+        }
+
+
+@pytest.mark.asyncio
+async def test_a_pair_of_a_row_that_is_gone_is_a_row_too_few() -> None:
+    async with done("kommo", "kommo") as (reading, writing, source, target):
+        ids = [[row["id"] for row in side.world.select("task")] for side in (source, target)]
+        target.world.delete("task", ids[1][0])
+        _, rows = await found(reading, writing, pairs={"tasks": dict(zip(*ids, strict=True))})
+        assert [(row.sign, row.source) for row in rows] == [(Sign.MISSING, ids[0][0])]
+
+
+@pytest.mark.parametrize("by", ["tag", "field"])
+@pytest.mark.asyncio
+async def test_a_mark_of_its_origin_finds_a_row_that_says_something_else_and_is_no_difference(by: str) -> None:
+    def furnish(full: World, empty: World) -> None:
+        empty.add("field", {"entity": "contact", "code": "CRMCLIENT_ORIGIN", "name": "Origin", "type": "text"})
+
+    async with two("kommo", "kommo", furnish=furnish, contacts=4) as (reading, writing, _, target):
+        prepared = await draft(reading, writing)
+        there = {row["name"]: row["id"] for row in target.world.select("field", where={"entity": "contact"})}
+        async for contact in reading.contacts.list():
+            mark = origin("kommo", prepared.source.account, contact.ref)
+            kept, _ = writing.carried(evolve(contact, company=None))
+            changed = (
+                {"tags": (*kept.tags, Tag(mark))}
+                if by == "tag"
+                else {"fields": (*kept.fields, FieldValue(mark, field=Ref(Kind.FIELD, there["Origin"])))}
+            )
+            await writing.contacts.create(evolve(kept, **{**changed, "name": "all of one name", "phones": ()}))
+        _, rows = await found(reading, writing)
+        contacts = [row for row in rows if row.kind == "contacts"]
+        assert {row.sign for row in contacts} == {Sign.DIFFERS}
+        assert len(contacts) == 4
+        assert all({"name"} <= {*row.fields} <= {"name", "phones", "company"} for row in contacts)
+
+
+@pytest.mark.asyncio
+async def test_two_rows_with_the_mark_of_one_are_one_too_many() -> None:
+    async with two("kommo", "kommo", contacts=1) as (reading, writing, *_):
+        prepared = await draft(reading, writing)
+        contact = await anext(aiter(reading.contacts.list(prefetch=1)))
+        kept, _ = writing.carried(evolve(contact, company=None))
+        marked = evolve(kept, tags=(*kept.tags, Tag(origin("kommo", prepared.source.account, contact.ref))))
+        first, second = [await writing.contacts.create(marked) for _ in "12"]
+        _, rows = await found(reading, writing)
+        assert [row.target for row in rows if row.sign is Sign.EXTRA] == [second.id]
+        assert first.id != second.id
+
+
+# ------------------------------------------------------------------------------------------------- by which plan
+
+
+@pytest.mark.asyncio
+async def test_the_plans_words_are_what_is_compared_by() -> None:
+    async with done("kommo", "kommo") as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        users = [row["id"] for row in target.world.select("user")]
+        turned = dict(zip(users, [*users[1:], users[0]], strict=True))
+        edited = evolve(made, users=tuple(evolve(user, target=turned[user.source]) for user in made.users))
+        verdict, rows = await found(reading, writing, edited)
+        assert {row.sign for row in rows} == {Sign.DIFFERS}
+        assert all("owner" in row.fields for row in rows)
+        assert verdict.number(Sign.DIFFERS) >= 12 + 8 + 7
+
+
+@pytest.mark.asyncio
+async def test_a_plan_of_other_accounts_is_refused() -> None:
+    async with two("kommo", "amocrm") as (reading, writing, *_):
+        made = await draft(reading, writing)
+        with pytest.raises(Misconfigured, match="the source of the plan is kommo"):
+            await check(writing, reading, made)
+
+
+# ------------------------------------------------------------------------------------------------- the sentence
+
+
+@pytest.mark.asyncio
+async def test_one_sentence_says_all_of_it() -> None:
+    async with done("kommo", "electrum") as (reading, writing, _, target):
+        verdict, _ = await found(reading, writing)
+        assert verdict.sentence.startswith(
+            "All 27 rows of localhost that localhost has a place for are on localhost. "
+            "0 differ, 0 missing, 0 extra, 0 unreadable. "
+        )
+        assert verdict.sentence.endswith("values were dropped, 9 rows have no place there.")
+        assert verdict.no_place == {"companies": 3, "notes": 6}
+        target.world.delete("task", target.world.select("task")[0]["id"])
+        verdict, _ = await found(reading, writing)
+        assert verdict.sentence.startswith(
+            "26 of 27 rows of localhost that localhost has a place for are on localhost as they should be. "
+            "0 differ, 1 missing, 0 extra, 0 unreadable. "
+        )
+        tree = json.loads(json.dumps(verdict.as_tree()))
+        assert (tree["equal"], tree["kinds"]["tasks"]["missing"]) == (False, 1)
+
+
+def test_many_rows_are_told_in_groups_of_three() -> None:
+    counts = {"deals": {Sign.SAME: 41_280}}
+    verdict = Verdict(
+        source="a", target="b", kinds=counts, no_place={}, dropped={}, folded={"note.kind": 312}, restamped={}
+    )
+    assert verdict.sentence == (
+        "All 41 280 rows of a are on b. 0 differ, 0 missing, 0 extra, 0 unreadable. 312 values were folded into texts."
+    )
+
+
+# -------------------------------------------------------------------------------------------------- the command
+
+
+def run(*words: str, env: dict[str, str]) -> Result:
+    return CliRunner().invoke(commands(), ["check", *words], env=env)
+
+
+@pytest.mark.e2e
+def test_the_command_ends_with_what_it_found(tmp_path: Path) -> None:
+    import asyncio
+
+    async def go(*sides: Client) -> Any:
+        async with sides[0], sides[1]:
+            made = await plan(*sides)
+            assert (await move(*sides)).equal
+            return made
+
+    with World(clock=SystemClock()) as full, World(clock=SystemClock()) as empty:
+        populate(full, contacts=5, companies=2, deals=3, tasks=2, notes=3, seed=4)
+        with served(face("kommo"), full, limits=False) as old, served(face("electrum"), empty, limits=False) as new:
+            env = environment(tmp_path, old=old, new=new)
+            made = asyncio.run(go(client_of(dialect("kommo"), old), client_of(dialect("electrum"), new)))
+            file = tmp_path / "plan.toml"
+            file.write_text(to_toml(made), encoding="utf-8")
+
+            same = run("old", "new", "--plan", str(file), "--show", "all", env=env)
+            assert same.exit_code == 0, same.output
+            assert sum(line.startswith("= ") for line in same.stdout.splitlines()) == 10
+            assert "All 10 rows of" in same.stdout
+
+            deal = empty.select("deal")[0]
+            empty.update("deal", deal["id"], {"price": 1})
+            empty.add("contact", {"name": "\x1b[31mred"})
+            old_plan = evolve(made, source=evolve(made.source, capabilities="0"))
+            file.write_text(to_toml(old_plan), encoding="utf-8")
+            differs = run("old", "new", "--plan", str(file), "--show", "differs", env=env)
+            assert "warning: what Kommo can do has changed since the plan was made" in differs.stderr
+            assert differs.exit_code == 1
+            line = next(line for line in differs.stdout.splitlines() if line.startswith("* "))
+            assert line.startswith("* deals ")
+            assert line.endswith("  price")
+            assert "\x1b" not in differs.stdout
+
+            lines = run("old", "new", "--json", "--show", "differs", env=env).stdout.splitlines()
+            assert [json.loads(each).get("sign") for each in lines] == ["-", "*", None]
+            assert json.loads(lines[-1])["equal"] is False
+            assert run("old", "new", "--within", "0.001", env=env).exit_code == 10
+            assert run("old", "new", "--plan", str(tmp_path / "no.toml"), env=env).exit_code == 7
+            assert run("new", "old", "--plan", str(file), env=env).exit_code == 7
+            bad = run("old", "new", env={**env, "CRMCLIENT_OLD_TOKEN": "wrong"})
+            assert (bad.exit_code, bad.stderr.startswith("error: ")) == (7, True)
+        gone = run("old", "new", env=env)
+        assert gone.exit_code == 5
+        assert full.count("deal") == empty.count("deal") == 3

@@ -1,0 +1,518 @@
+"""A plan tells beforehand what a move will do: it is held against what the move then does, in every pair."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from click.testing import CliRunner, Result
+from test_pairs import NAMES, PAIRS, moved, two
+
+from crmclient import Contact, FieldValue, Kind, Misconfigured, Note, Ref, Task, Verb
+from crmclient.cli import commands
+from crmclient.cli.demo import KINDS, MOVED, Report, served
+from crmclient.clock import SystemClock
+from crmclient.entities import FieldType, NoteKind
+from crmclient.migration.plan import Plan, UserMatch, capabilities, draft, from_toml, plan, to_toml
+from crmclient.migration.seen import Seen
+from crmclient.migration.translation import Translation
+from crmclient.registry import dialect
+from crmclient.sandbox.server import face
+from crmclient.sandbox.world import World, populate
+
+KEPT = ("company", "contact", "deal", "task", "note", "user", "field", "tag", "pipeline", "stage")
+SMALL = {"contacts": 12, "companies": 3, "deals": 8, "tasks": 7, "notes": 6}
+OTHERS = [(origin, goal) for origin, goal in PAIRS if origin != goal]
+
+
+# ------------------------------------------------------------------------------------------------ told beforehand
+
+
+def told(made: Plan) -> Counter[str]:
+    """Losses by field; those of custom fields are told one by one, and a move tells how many rows had any."""
+    return Counter({loss.what: loss.rows for loss in made.losses if ".fields: " not in loss.what})
+
+
+def happened(report: Report) -> Counter[str]:
+    return Counter({name: n for name, n in (report.lost + report.lost_kinds).items() if not name.endswith(".fields")})
+
+
+@pytest.mark.parametrize("origin, goal", PAIRS)
+@pytest.mark.asyncio
+async def test_what_is_told_to_be_lost_is_what_a_move_then_loses(origin: str, goal: str) -> None:
+    async with two(origin, goal, **SMALL) as (reading, writing, source, target):
+        before = [side.world.select(kind) for side in (source, target) for kind in KEPT]
+        made = await plan(reading, writing)
+        assert before == [side.world.select(kind) for side in (source, target) for kind in KEPT]
+        report = await moved(reading, writing)
+        # Who its rows belong to, an account without users tells only once it has some.
+        owners = {"task.owner"} if goal == "amoxml" else set[str]()
+        assert {name: n for name, n in told(made).items() if name not in owners} == happened(report)
+        invented = {each.what: each.rows for each in made.inventions}
+        assert invented == {name: n for name, n in report.invented.items() if name not in owners}
+        assert dict(made.moves) == {kind: tally.written for kind, tally in report.kinds.items() if tally.written}
+        assert {loss.what.partition(".")[0] for loss in made.losses if ".fields: " in loss.what} == {
+            name.partition(".")[0] for name in report.lost if name.endswith(".fields")
+        }
+        assert source.stats.refused == target.stats.refused == 0
+
+
+@pytest.mark.parametrize("origin, goal", OTHERS)
+@pytest.mark.asyncio
+async def test_a_loss_is_named_where_and_only_where_the_target_cannot_carry_a_row_as_it_is(
+    origin: str, goal: str
+) -> None:
+    """Row by row against ``carried``, which decides it when rows are written."""
+    async with two(origin, goal, **SMALL) as (reading, writing, *_):
+        made = await plan(reading, writing)
+        cut: Counter[str] = Counter()
+        unpointed = ("owner", "created_by", "updated_by", "company", "contacts", "deals", "stage", "pipeline", "target")
+        with Seen() as nothing_read:
+            words = Translation(reading.dialect, writing.dialect, made.words(), nothing_read)
+            for kind in KINDS:
+                if not (reading.can(MOVED[kind], Verb.LIST) and writing.can(MOVED[kind], Verb.CREATE)):
+                    continue
+                async for row in reading.of(MOVED[kind]).list():
+                    if any(loss.what.startswith(f"{row.KIND} that") for loss in made.losses):
+                        continue
+                    _, gone = writing.carried(row)
+                    finished = {*words(row).later}
+                    cut.update(f"{row.KIND}.{name}" for name in gone - finished - {*unpointed, "fields", "type"})
+        named = told(made)
+        for what, rows in cut.items():
+            # The outcome goes with the stage; a note's kind is folded before anything is cut.
+            if what not in ("deal.outcome", "note.kind", "note.params", "note.raw_kind"):
+                assert named[what] == rows, what
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.asyncio
+async def test_nothing_is_asked_twice_and_the_reading_costs_what_the_plan_says(name: str) -> None:
+    async with two(name, "kommo", **SMALL) as (reading, writing, source, _):
+        made = await plan(reading, writing)
+        reads = made.source_cost.requests["read"]
+        assert reading.spent.requests == source.stats.requests == reads + reading.spent.aside + (name == "electrum")
+        before = reading.spent.requests
+        async for _ in reading.together(*(MOVED[kind] for kind in made.source.rows)):
+            pass
+        assert reading.spent.requests - before == reads
+
+
+@pytest.mark.asyncio
+async def test_the_target_pays_the_least_that_a_move_can_cost() -> None:
+    async with two("electrum", "kommo") as (reading, writing, *_):
+        made = await plan(reading, writing)
+        before = writing.spent.requests
+        report = await moved(reading, writing)
+        asked = report.requests["target"] - before
+        # The users and pipelines of the target were asked for by the plan already, and the move asks again.
+        assert sum(made.target_cost.requests.values()) <= asked <= sum(made.target_cost.requests.values()) + 2
+        assert made.target_cost.batches["contacts"] == 250
+        assert made.target_cost.rate == "7 in 1 s, 50 in 1 s"
+        assert made.target_cost.minutes == pytest.approx(sum(made.target_cost.requests.values()) / 7 / 60, abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_capabilities_have_a_digest_of_their_own_that_changes_with_them(name: str) -> None:
+    spoken = dialect(name)
+    resource = spoken.resource(Contact)
+    poorer = evolve(resource, fields={each: through for each, through in resource.fields.items() if each != "phones"})
+    assert capabilities(spoken) == capabilities(dialect(name))
+    assert capabilities(evolve(spoken, resources={**spoken.resources, Contact: poorer})) != capabilities(spoken)
+    assert len({capabilities(dialect(each)) for each in NAMES}) == len(NAMES)
+
+
+# ------------------------------------------------------------------------------------------------------ who is who
+
+
+def strangers(full: World, empty: World) -> None:
+    nobody = full.add("user", {"name": "Nobody Knows", "email": "n@elsewhere.example"})
+    full.add("contact", {"name": "hers", "owner": nobody, "created_by": nobody})
+    # The same person under another address.
+    anna = full.add("user", {"name": "Second Anna", "email": "anna@old.example"})
+    empty.add("user", {"name": "second anna ", "email": "anna@new.example"})
+    full.add("contact", {"name": "annas", "owner": anna})
+
+
+@pytest.mark.asyncio
+async def test_users_are_found_by_e_mail_then_by_name_and_a_stranger_goes_to_whom_the_plan_says() -> None:
+    async with two("kommo", "kommo", furnish=strangers, contacts=2) as (reading, writing, *_):
+        made = await plan(reading, writing)
+        how = {user.name: user.how for user in made.users if user.rows}
+        assert how["Second Anna"] == "name"
+        assert how["Nobody Knows"] is None
+        assert set(how.values()) == {"e-mail", "name", None}
+        me = (await writing.me()).id
+        assert made.words().nobody == Ref(Kind.USER, me)
+        assert {loss.what: loss.rows for loss in made.losses}["contact.created_by"] == 1
+        assert any(f"1 users have no like in the target: their rows go to user {me}" in each for each in made.warnings)
+
+
+@pytest.mark.asyncio
+async def test_whom_nobody_is_like_is_refused_or_given_to_a_named_user() -> None:
+    async with two("kommo", "kommo", furnish=strangers, contacts=2) as (reading, writing, _, target):
+        refusing = await plan(reading, writing, unmatched="refuse")
+        assert refusing.refused
+        assert [user.name for user in refusing.strangers] == ["Nobody Knows"]
+        anybody = target.world.select("user")[1]["id"]
+        given = await plan(reading, writing, unmatched=anybody)
+        assert not given.refused
+        assert given.words().nobody == Ref(Kind.USER, anybody)
+        with pytest.raises(Misconfigured, match="the target has no user 7 for the rows of unmatched ones"):
+            await plan(reading, writing, unmatched=7)
+
+
+@pytest.mark.asyncio
+async def test_a_map_says_who_is_who_before_anything_is_matched() -> None:
+    async with two("kommo", "kommo", furnish=strangers, contacts=2) as (reading, writing, _, target):
+        users = {row["name"]: row["id"] for row in target.world.select("user")}
+        made = await draft(
+            reading, writing, people={"n@elsewhere.example": "SECOND anna", "Second Anna": str(users["Anna Lindqvist"])}
+        )
+        matched = {user.name: (user.target, user.how) for user in made.users}
+        assert matched["Nobody Knows"] == (users["second anna "], "by hand")
+        assert matched["Second Anna"] == (users["Anna Lindqvist"], "by hand")
+        with pytest.raises(Misconfigured, match=r"'nobody@at\.all' is nobody of the users of the source"):
+            await draft(reading, writing, people={"nobody@at.all": "second anna"})
+        with pytest.raises(Misconfigured, match="'Nobody Knows' is nobody of the users of the target"):
+            await draft(reading, writing, people={"Nobody Knows": "Nobody Knows"})
+
+
+@pytest.mark.asyncio
+async def test_who_is_in_no_list_is_known_by_an_id() -> None:
+    async with two("amoxml", "kommo") as (reading, writing, _, target):
+        made = await plan(reading, writing, people={"4806": "Пётр Кузнецов"})
+        petr = next(row["id"] for row in target.world.select("user") if row["name"] == "Пётр Кузнецов")
+        assert {user.source: user.target for user in made.users}[4806] == petr
+        assert "amoCRM XML does not list its users: match them by hand" in made.warnings
+
+
+# ----------------------------------------------------------------------------------------------- stages and fields
+
+
+def other_words(full: World, empty: World) -> None:
+    """The target has another pipeline, one field of another name, and one choice less."""
+    for stage in empty.select("stage", where={"type": "open"}):
+        empty.update("stage", (stage["pipeline_id"], stage["id"]), {"name": f"{stage['name']}!"})
+    for field in empty.select("field"):
+        if field["name"] == "Город":
+            empty.update("field", field["id"], {"name": "Town"})
+        if field["name"] == "Источник":
+            empty.update("field", field["id"], {"enums": field["enums"][1:]})
+
+
+@pytest.mark.asyncio
+async def test_stages_are_matched_by_name_else_by_outcome_or_place_and_say_how() -> None:
+    async with two("kommo", "amocrm", furnish=other_words) as (reading, writing, *_):
+        made = await plan(reading, writing)
+        how = {stage.name.rpartition(" / ")[2]: stage.how for stage in made.stages if stage.name and stage.rows}
+        assert how["Успешно реализовано"] == "name"
+        assert "place" in how.values()
+        assert all(stage.target_stage is not None for stage in made.stages if stage.rows)
+
+
+@pytest.mark.asyncio
+async def test_a_field_without_a_like_and_a_choice_without_a_like_are_lost_by_their_names() -> None:
+    async with two("kommo", "amocrm", furnish=other_words) as (reading, writing, source, _):
+        made = await plan(reading, writing)
+        fields = {(field.entity, field.name): field for field in made.fields}
+        assert not fields[Kind.CONTACT, "Город"].found
+        choices = fields[Kind.CONTACT, "Источник"].options
+        lost = [choice for choice, there in choices.items() if not there]
+        assert len(lost) == 1
+        ids = {row["name"]: str(row["id"]) for row in source.world.select("field", where={"entity": "contact"})}
+        rows = [row["fields"] for row in source.world.select("contact")]
+        told = {loss.what: loss.rows for loss in made.losses}
+        assert told["contact.fields: Город"] == sum(ids["Город"] in held for held in rows) > 0
+        chosen = sum(any(v["value"] == lost[0] for v in held.get(ids["Источник"], ())) for held in rows)
+        assert told.get("contact.fields: Источник", 0) == chosen > 0
+
+
+@pytest.mark.asyncio
+async def test_a_task_type_goes_by_its_name_and_by_hand() -> None:
+    async with two("amocrm", "amocrm") as (reading, writing, *_):
+        made = await plan(reading, writing)
+        assert {type.how for type in made.task_types if type.rows} == {"name"}
+        assert "task.type" not in told(made)
+    async with two("kommo", "amoxml") as (reading, writing, *_):
+        made = await plan(reading, writing)
+        assert made.task_type == "CALL"
+        by_hand = evolve(made, task_types=tuple(evolve(each, target="MEETING") for each in made.task_types))
+        assert set(by_hand.words().task_types.values()) == {Ref(Kind.TASK_TYPE, "MEETING")}
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_what_a_call_says_is_folded_into_its_text_or_dropped_as_the_plan_says(fold: bool) -> None:
+    call = Note(id=1, kind=NoteKind.CALL_IN, raw_kind="call_in", params={"phone": "+7"}, target=Ref(Kind.CONTACT, 5))
+    with Seen() as seen:
+        seen.add("contacts", 5)
+        words = Translation(dialect("kommo"), dialect("amocrm"), words=_words(fold), rows=seen)
+        there = words(evolve(call, text="about money"))
+        assert there.row.text == ("about money\ncall_in: phone +7" if fold else "about money")
+        assert there.row.kind is NoteKind.TEXT
+        assert set(there.lost) == {"kind", "raw_kind", "params"}
+
+
+def _words(fold: bool) -> Any:
+    made = _nothing(losses=[{"what": "note.params", "rows": 1, "choice": "fold" if fold else "drop"}])
+    return from_toml(made).words()
+
+
+# ------------------------------------------------------------------------------------------------------ warnings
+
+
+@pytest.mark.asyncio
+async def test_what_stands_in_the_way_is_said() -> None:
+    def furnish(full: World, empty: World) -> None:
+        populate(empty, contacts=3, seed=9)
+        empty.update("account", empty.account["id"], {"currency": "EUR"})
+        empty.add("webhook", {"url": "https://x.example/", "events": ["add_lead"]})
+
+    async with two("amocrm", "kommo", furnish=furnish) as (reading, writing, *_):
+        made = await plan(reading, writing)
+        assert made.target.rows["contacts"] == 3
+        said = "\n".join(made.warnings)
+        assert "the target is not empty: it has 3 contacts" in said
+        assert "prices are in RUB and go as they are into an account of EUR" in said
+        assert "1 webhooks of the target will be told of every row that is made" in said
+
+
+@pytest.mark.asyncio
+async def test_a_row_that_cannot_be_read_is_counted_and_the_rest_is_planned() -> None:
+    async with two("amocrm", "kommo") as (reading, writing, source, _):
+        resource = reading.dialect.resource(Contact)
+        first = source.world.select("contact")[0]["id"]
+        made = await plan(broken(reading, resource, first), writing)
+        assert made.source.unreadable == {"contacts": 1}
+        assert made.moves["contacts"] == source.world.count("contact") - 1
+        assert any("cannot be read, and they will not move: 1 contacts" in each for each in made.warnings)
+
+
+def broken(crm: Any, resource: Any, id: int) -> Any:
+    """The client, for which one row has another shape than expected."""
+    from crmclient import Unreadable
+
+    def decode(row: Any, context: Any) -> Any:
+        if row["id"] == id:
+            raise Unreadable(f"contact {id} has another shape", raw=row)
+        return resource.decode(row, context)
+
+    spoken = evolve(crm.dialect, resources={**crm.dialect.resources, resource.entity: evolve(resource, decode=decode)})
+    crm.dialect = crm._session._dialect = spoken
+    return crm
+
+
+def test_what_the_target_requires_and_nobody_has_is_said() -> None:
+    with Seen() as seen:
+        seen.add("contacts", 5)
+        words = Translation(dialect("kommo"), dialect("amoxml"), from_toml(_nothing()).words(), seen)
+        there = words(Task(id=1, text="call", target=Ref(Kind.CONTACT, 5)))
+        assert set(there.lacks) == {"due", "owner", "type"} - {*there.invented}
+        assert "owner" in there.lacks
+
+
+def test_what_hangs_on_rows_that_the_target_does_not_have_hangs_on_nothing() -> None:
+    with Seen() as seen:
+        seen.add("companies", 7, "Acme", made=False)
+        words = Translation(dialect("kommo"), dialect("electrum"), from_toml(_nothing()).words(), seen)
+        assert words(Task(id=1, text="call", target=Ref(Kind.COMPANY, 7))).row.target is None
+        assert words(Contact(id=1, name="A", company=7)).row.company.name == "Acme"
+
+
+# -------------------------------------------------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize("origin, goal", [("kommo", "electrum"), ("amoxml", "kommo"), ("amocrm", "amocrm")])
+@pytest.mark.asyncio
+async def test_a_plan_that_was_written_is_read_as_it_was(origin: str, goal: str) -> None:
+    async with two(origin, goal, **SMALL) as (reading, writing, *_):
+        made = await plan(reading, writing)
+    again = from_toml(to_toml(made))
+    assert again == made
+    assert again.digest == made.digest
+
+
+def test_what_people_are_called_survives_the_file() -> None:
+    made = from_toml(_nothing())
+    for name in ('"quoted" \\ back', "line\nend\ttab", "\x7f\x00\x1b", "Жанна 🙂", "a = 1 # no comment", "'''"):
+        odd = evolve(made, users=(UserMatch(source="u/1", name=name),))
+        assert from_toml(to_toml(odd)).users[0].name == name
+
+
+@pytest.mark.asyncio
+async def test_an_edited_plan_is_what_goes() -> None:
+    async with two("kommo", "kommo", furnish=strangers, contacts=2) as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        anna = next(row["id"] for row in target.world.select("user") if row["name"] == "Anna Lindqvist")
+        stranger = next(user for user in made.users if user.name == "Nobody Knows")
+        text = to_toml(made)
+        line = next(line for line in text.splitlines() if "Nobody Knows" in line)
+        edited = from_toml(text.replace(line, line.replace(", rows", f", target = {anna}, rows")))
+        assert edited.words().users[stranger.source] == Ref(Kind.USER, anna)
+        assert edited.digest != made.digest
+        assert not edited.strangers
+        # What it counts is no decision of its.
+        assert evolve(made, made=SystemClock().now(), moves={}).digest == made.digest
+        dropped = tuple(evolve(loss, what="deal.price") for loss in made.losses[:1])
+        assert evolve(made, losses=(*made.losses, *dropped)).digest != made.digest
+
+
+NOTHING = """\
+version = 1
+made = "2026-03-01T09:00:00Z"
+source = {dialect = "kommo", address = "https://a.kommo.com", account = "a", capabilities = "1"}
+target = {dialect = "amocrm", address = "https://b.amocrm.ru", account = "b", capabilities = "2"}
+"""
+
+
+def _nothing(**more: list[dict[str, Any]]) -> str:
+    """A plan of nothing, and these rows."""
+    tables = [
+        f"[[{name}]]\n" + "\n".join(f"{key} = {json.dumps(part)}" for key, part in each.items())
+        for name, rows in more.items()
+        for each in rows
+    ]
+    return NOTHING + "\n".join(tables)
+
+
+@pytest.mark.parametrize(
+    "edit, where",
+    [
+        (lambda text: text + "users = = 5", "plan.toml is no TOML: .*line 5"),
+        (lambda text: text.replace("version = 1", "version = 2"), "plan.toml: version is 2"),
+        (lambda text: text.replace("version = 1\n", ""), "plan.toml: version is None"),
+        (lambda text: text + "speed = 5\n", "plan.toml: speed: Plan has no such field"),
+        (
+            lambda text: text + "users = [{source = 1}, {name = 'B'}]\n",
+            r"plan.toml: users\[2\]: UserMatch lacks source",
+        ),
+        (
+            lambda text: text + "users = [{source = 1, targt = 2}]\n",
+            r"plan.toml: users\[1\].targt: UserMatch has no such",
+        ),
+        (lambda text: text + "users = [{source = 1}, {source = 1}]\n", "plan.toml: users: 1 is there twice"),
+        (lambda text: text + "users = [{source = 1, target = 1.5}]\n", r"plan.toml: users\[1\].target"),
+        (lambda text: text + "users = 5\n", "plan.toml: users.*expected an object"),
+        (lambda text: text + "moves.contacts = -1\n", "plan.toml: .*moves.contacts is a number of rows, not -1"),
+        (
+            lambda text: text + "stages = [{stage = 1}, {stage = 1}]\n",
+            "stages: stage 1 of pipeline None is there twice",
+        ),
+        (lambda text: text + "fields = [{entity = 'contact'}]\n", r"fields\[1\]: it has neither its id"),
+        (lambda text: text + "fields = [{entity = 'car', source = 1}]\n", r"fields\[1\].entity: 'car' is none of"),
+        (
+            lambda text: text + "fields = [{entity = 'deal', source = 1, options = {a = 1}}]\n",
+            r"fields\[1\]: options.a is a",
+        ),
+        (
+            lambda text: text + "losses = [{what = 'deal.price', rows = 1, choice = 'fold'}]\n",
+            r"losses\[1\].*only be dropped",
+        ),
+        (
+            lambda text: text + "losses = [{what = 'deal.price', rows = 1, choice = 'archive'}]\n",
+            r"losses\[1\].*'archive'",
+        ),
+        (
+            lambda text: (
+                text + "losses = [{what = 'note.kind', rows = 1, choice = 'fold'}, {what = 'note.params', rows = 1}]\n"
+            ),
+            "all of it: choose one",
+        ),
+        (lambda text: text.replace("2026-03-01T09:00:00Z", "yesterday"), "plan.toml: made: .*yesterday"),
+        (lambda text: text.replace('account = "a", ', ""), "plan.toml: source: Side lacks account"),
+    ],
+)
+def test_nonsense_in_the_file_is_named_with_its_place(edit: Callable[[str], str], where: str) -> None:
+    assert from_toml(NOTHING).unmatched == "me"
+    with pytest.raises(Misconfigured, match=where):
+        from_toml(edit(NOTHING), "plan.toml")
+
+
+@pytest.mark.asyncio
+async def test_a_plan_of_other_accounts_and_one_that_is_outdated_say_so() -> None:
+    async with two("kommo", "amocrm") as (reading, writing, *_):
+        made = await draft(reading, writing)
+        assert made.of_others(reading, writing) == made.outdated(reading, writing) == []
+        swapped = made.of_others(writing, reading)
+        assert len(swapped) == 2
+        assert "the source of the plan is kommo at http://localhost, and not amocrm" in swapped[0]
+        old = evolve(made, target=evolve(made.target, capabilities="0"))
+        assert old.outdated(reading, writing) == ["what amoCRM v2 can do has changed since the plan was made"]
+
+
+def test_an_account_is_called_as_its_address_says() -> None:
+    from crmclient import connect
+    from crmclient.migration.plan import _side
+    from crmclient.vocabulary import Account
+
+    acme = _side(connect("kommo", "acme", credentials="x"), Account(currency="EUR"))
+    assert (acme.account, acme.currency, acme.origin) == ("acme", "EUR", "crm:kommo:acme:")
+
+
+def test_values_of_a_field_of_the_same_code_take_the_type_it_has_there() -> None:
+    text = _nothing(fields=[{"entity": "contact", "source": 1, "type": "text", "target": 9, "target_type": "url"}])
+    with Seen() as seen:
+        words = Translation(dialect("kommo"), dialect("kommo"), from_toml(text).words(), seen)
+        row = Contact(id=1, name="A", fields=FieldValue("x", field=Ref(Kind.FIELD, 1)))
+        assert words(row).row.fields == (FieldValue("x", field=Ref(Kind.FIELD, 9), type=FieldType.URL),)
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+
+
+def run(*words: str, env: dict[str, str]) -> Result:
+    return CliRunner().invoke(commands(), ["plan", *words], env=env)
+
+
+@pytest.mark.e2e
+def test_the_command_writes_nothing_but_the_plan(tmp_path: Path) -> None:
+    with World(clock=SystemClock()) as full, World(clock=SystemClock()) as empty:
+        populate(full, contacts=6, companies=2, deals=4, tasks=3, notes=3, seed=4)
+        full.add(
+            "contact", {"name": "\x1b[31mred", "owner": full.add("user", {"name": "Gone", "email": "g@x.example"})}
+        )
+        with served(face("kommo"), full, limits=False) as old, served(face("electrum"), empty, limits=False) as new:
+            env = environment(tmp_path, old=old, new=new)
+            out = tmp_path / "plan.toml"
+            done = run("old", "new", "--out", str(out), env=env)
+            assert done.exit_code == 0, done.output
+            assert "\x1b" not in done.stdout
+            assert "contact.position" in done.stdout
+            assert "! 1 users have no like in the target" in done.stdout
+            assert f"written to {out}" in done.stderr
+            made = from_toml(out.read_text(encoding="utf-8"))
+            assert made.moves == {"contacts": 7, "deals": 4, "tasks": 3}
+            assert not any(call.startswith(("POST", "PUT", "PATCH")) for call in [*old.stats.calls, *new.stats.calls])
+            assert "may have been edited" in run("old", "new", "--out", str(out), env=env).stderr
+
+            users = tmp_path / "users.csv"
+            users.write_text("# source,target\ng@x.example,Anna Lindqvist\n", encoding="utf-8")
+            told = run("old", "new", "--users", str(users), "--unmatched", "refuse", "--json", env=env)
+            assert told.exit_code == 0, told.output
+            tree = json.loads(told.stdout)
+            assert (tree["refused"], tree["moves"]) == (False, dict(made.moves))
+            refused = run("old", "new", "--unmatched", "refuse", env=env)
+            assert refused.exit_code == 1
+            assert 'unmatched = "refuse": nothing is to be moved so' in refused.stdout
+            users.write_text("g@x.example\n", encoding="utf-8")
+            assert (
+                "users.csv, line 1: each line is source,target"
+                in run("old", "new", "--users", str(users), env=env).stderr
+            )
+            same = run("old", "old", env=env)
+            assert (same.exit_code, "are the same account" in same.stderr) == (1, True)
+
+
+def environment(folder: Path, **running: Any) -> dict[str, str]:
+    """Two profiles of sandboxes, with their tokens."""
+    lines = [
+        f'[profiles.{name}]\ndialect = "{each.face.name}"\nbase_url = "{each.base_url}"\n'
+        for name, each in running.items()
+    ]
+    file = folder / "crmclient.toml"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    tokens = {f"CRMCLIENT_{name.upper()}_TOKEN": each.credentials["token"] for name, each in running.items()}
+    return {"CRMCLIENT_CONFIG": str(file), "XDG_STATE_HOME": str(folder / "state"), **tokens}
