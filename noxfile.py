@@ -139,7 +139,7 @@ def tests(session):
 def e2e(session):
     """Processes and real servers: the only tests that may wait on the wall clock."""
     session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"), *_group("strangers"))
-    session.run("pytest", "-m", "e2e", *session.posargs, env=_TESTED)
+    session.run("pytest", "-m", "e2e", *_SIDE_BY_SIDE, *session.posargs, env=_TESTED)
 
 
 @nox.session
