@@ -241,8 +241,10 @@ def _main_stays(deal: entities.Deal) -> None:
 
 
 def surviving_deal(deal: entities.Deal) -> entities.Deal:
-    """`sale` is a whole number in the account's own currency (§11)."""
+    """`sale` is a whole number in the account's own currency (§11); 142 and 143 are in every pipeline."""
     kept = _surviving(deal)
+    if deal.pipeline is None and deal.stage is not None and deal.stage.id in (WON, LOST):
+        kept = evolve(kept, stage=None)
     if deal.price is None:
         return kept
     try:

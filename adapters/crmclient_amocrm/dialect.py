@@ -438,6 +438,7 @@ LEADS = Resource(
     limits={
         **_CARD_LIMITS,
         "price": "a whole number in the account's own currency",
+        "stage": "142 and 143 are stages of every pipeline: say which, with pipeline=",
         "contacts": "contacts by their ids",
         "company": "a company by its id: make it first",
     },
