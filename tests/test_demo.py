@@ -317,10 +317,12 @@ def test_the_command_prints_one_object_and_nothing_else() -> None:
     found = json.loads(done.stdout)
     assert found["equal"] is True
     assert found["kinds"]["contacts"]["read_back"] == 60
-    assert found["requests"] == found["least"]
     for side in ("source", "target"):
-        assert found["sandboxes"][side] == {"requests": found["requests"][side], "refused_429": 0}
-        assert found["rate_limited"][side] == 0
+        # None, on a clock of its own; here a machine that stands still for a while may stamp one too many.
+        refused = found["rate_limited"][side]
+        assert refused <= 1
+        assert found["sandboxes"][side] == {"requests": found["requests"][side], "refused_429": refused}
+        assert found["requests"][side] == found["least"][side] + refused
 
 
 @pytest.mark.e2e

@@ -334,7 +334,7 @@ def test_json_is_sent_short_and_in_utf8():
 
 
 @pytest.mark.parametrize("encode", [JSON.encode, XML.encode], ids=["json", "form"])
-def test_half_a_character_is_invalid_and_not_a_codec_error(encode):
+def test_fault_033_half_a_character_is_read_and_not_sent_on(encode):
     # It comes in as "\ud800" in somebody's JSON, which json.loads takes, and wants out again in a migration.
     with pytest.raises(Invalid):
         encode({"name": decode('"\\ud800"')})
