@@ -7,10 +7,12 @@ generators of ``Call``; ``session`` is what sends them.
 import re
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from datetime import datetime, tzinfo
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from enum import Enum, Flag, StrEnum, auto
+from math import isfinite
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from attrs import Factory, evolve, field, frozen, validators
@@ -108,6 +110,22 @@ def mapping(tree: Tree) -> dict[str, Any]:
 def array(tree: Tree) -> list[Any]:
     """A tree that should be a list, as one; anything else is an empty one."""
     return tree if isinstance(tree, list) else []  # pyright: ignore[reportUnknownVariableType]
+
+
+def is_mapping(part: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is an object of a tree, or what a caller gave for one."""
+    return isinstance(part, Mapping)
+
+
+def is_tree(part: object) -> bool:
+    """Whether it can stand in a tree: no number that is none, no key that is no text, nothing else but plain values."""
+    if is_mapping(part):
+        return all(type(key) is str and is_tree(each) for key, each in part.items())
+    if isinstance(part, list | tuple):
+        return all(is_tree(each) for each in cast("Sequence[object]", part))
+    if isinstance(part, float | Decimal):
+        return isfinite(part)
+    return part is None or isinstance(part, str | int)
 
 
 def at_path(template: str, **parts: Id | None) -> str:

@@ -434,6 +434,13 @@ def filled(entity: Any) -> frozenset[str]:
     return frozenset(said)
 
 
+def on_the_second(entity: T) -> T:
+    """The entity with its times as whole seconds, which is how most vendors keep them."""
+    times = {name: getattr(entity, name, None) for name in ("created_at", "updated_at", "closed_at", "due")}
+    changes = {name: at.replace(microsecond=0) for name, at in times.items() if at is not None and at.microsecond}
+    return evolve(entity, **changes) if changes else entity  # pyright: ignore[reportArgumentType]
+
+
 def fields_emptied(entity: T, names: Iterable[str]) -> T:
     """The entity with these fields as empty as a new one's; what a new one must have stays."""
     defaults = {name: part.default for name, part in fields_dict(type(entity)).items()}  # pyright: ignore[reportArgumentType]

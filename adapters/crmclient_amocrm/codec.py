@@ -9,13 +9,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
-from math import isfinite
-from typing import Any, NoReturn, TypeGuard, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from attrs import evolve
 
 from crmclient import entities, vocabulary
-from crmclient.dialect import Context, mapping
+from crmclient.dialect import Context, is_mapping, is_tree, mapping
 from crmclient.entities import (
     Email,
     FieldType,
@@ -29,6 +28,7 @@ from crmclient.entities import (
     Phone,
     Ref,
     Tag,
+    on_the_second,
 )
 from crmclient.errors import Invalid, Issue, Unreadable
 from crmclient.serial import structured
@@ -674,7 +674,7 @@ def _definitions(context: Context, kind: Kind) -> Mapping[Any, vocabulary.Field]
 
 
 def _content(each: Any) -> Any:
-    return each.get("value") if isinstance(each, Mapping) else each  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return each.get("value") if is_mapping(each) else each
 
 
 _PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
@@ -682,7 +682,7 @@ _PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
 
 def _value(type: FieldType, given: Any, context: Context) -> Any:
     """What cannot be read as its type is kept as the text it came as: old values outlive a change of the field's type."""
-    if _is_map(given):
+    if is_mapping(given):
         return dict(given)
     text = str(given)
     try:
@@ -802,7 +802,7 @@ def _sent(type: FieldType, part: Any, defined: vocabulary.Field | None, context:
     """§7: one content as the values it is read as, an address one a line."""
     if type is FieldType.ADDRESS:
         return [{"value": part[name], "subtype": code} for name, code in _LINES.items() if name in part]
-    if type is FieldType.MULTITEXT and _is_map(part):
+    if type is FieldType.MULTITEXT and is_mapping(part):
         enum = {"enum": _option(defined, part["enum"])} if part.get("enum") is not None else {}
         return [{"value": part["value"], **enum}]
     if type in _CHOICES and defined is not None:
@@ -818,7 +818,7 @@ def _sent(type: FieldType, part: Any, defined: vocabulary.Field | None, context:
         return [{"value": f"{part} 00:00:00"}]
     if isinstance(part, Decimal):
         return [{"value": f"{part:f}"}]
-    return [{"value": dict(part) if _is_map(part) else str(part)}]
+    return [{"value": dict(part) if is_mapping(part) else str(part)}]
 
 
 def _zone(context: Context) -> tzinfo:
@@ -831,11 +831,11 @@ def _zone(context: Context) -> tzinfo:
 def _fits(type: FieldType, part: Any) -> bool:
     """Whether it can be what a field of this type holds. Whether it is one of its options, only the account knows."""
     if type is FieldType.LEGAL:
-        return _is_map(part) and bool(part) and _is_tree(part)
+        return is_mapping(part) and bool(part) and is_tree(part)
     if type is FieldType.ADDRESS:
-        return _is_map(part) and bool(part) and part.keys() <= _LINES.keys() and all(map(_is_text, part.values()))
-    if type is FieldType.MULTITEXT and _is_map(part):
-        return _is_text(part.get("value")) and part.keys() <= {"value", "enum"} and _is_tree(part)
+        return is_mapping(part) and bool(part) and part.keys() <= _LINES.keys() and all(map(_is_text, part.values()))
+    if type is FieldType.MULTITEXT and is_mapping(part):
+        return _is_text(part.get("value")) and part.keys() <= {"value", "enum"} and is_tree(part)
     if type is FieldType.NUMBER:
         if isinstance(part, Decimal):
             return part.is_finite()
@@ -852,21 +852,6 @@ def _fits(type: FieldType, part: Any) -> bool:
 
 def _is_text(part: Any) -> bool:
     return isinstance(part, str) and part != ""
-
-
-def _is_map(part: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(part, Mapping)
-
-
-def _is_tree(part: Any) -> bool:
-    """Whether it can go as JSON."""
-    if _is_map(part):
-        return all(isinstance(key, str) and _is_tree(each) for key, each in part.items())  # pyright: ignore[reportUnnecessaryIsInstance]
-    if isinstance(part, list | tuple):
-        return all(_is_tree(each) for each in part)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(part, float | Decimal):
-        return isfinite(part)
-    return part is None or isinstance(part, str | int)
 
 
 # ---------------------------------------------------------------------------------------------------- what survives
@@ -895,7 +880,7 @@ def _surviving(entity: Any) -> Any:
     target: Ref | None = getattr(entity, "target", None)
     if target is not None and (target.kind not in TYPES or target.id is None):
         changes["target"] = None
-    return evolve(_on_the_second(entity), **changes)
+    return evolve(on_the_second(entity), **changes)
 
 
 def _surviving_company(entity: Any, company: Link) -> Link | None:
@@ -927,16 +912,6 @@ def _surviving_value(value: FieldValue) -> FieldValue | None:
     # Times travel as whole seconds.
     kept = [part.replace(microsecond=0) if isinstance(part, datetime) else part for part in kept]
     return evolve(value, values=kept) if kept or not value.values else None
-
-
-def _on_the_second(entity: Any) -> Any:
-    """Times travel as whole seconds."""
-    changes: dict[str, Any] = {}
-    for name in ("created_at", "updated_at", "closed_at", "due"):
-        at = getattr(entity, name, None)
-        if at is not None and at.microsecond:
-            changes[name] = at.replace(microsecond=0)
-    return evolve(entity, **changes)
 
 
 def seconds_before(at: datetime) -> datetime:

@@ -7,7 +7,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from crmclient.dialect import Made as Written
-from crmclient.dialect import Receipt, Refused, Reply, Row, Unknown, mapping
+from crmclient.dialect import Receipt, Refused, Reply, Row, Unknown, array, is_mapping, mapping
 from crmclient.entities import Kind, Label, NoteKind
 from crmclient.errors import AmbiguousWrite, Issue, NotFound, Rejected, Unreadable
 from crmclient.serial import strict
@@ -271,16 +271,16 @@ _LISTS = ("tags", "custom_fields", "statuses", "values", "events")
 
 def listed(tree: Any) -> list[Any]:
     """PHP has one array: ``{}``, ``[]``, null and nothing are one empty (§8), and a map by id is a list (§6)."""
-    if isinstance(tree, Mapping):
-        return list(tree.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return list(tree) if isinstance(tree, list) else []  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if is_mapping(tree):
+        return list(tree.values())
+    return [*array(tree)]
 
 
 def canonical(row: Any) -> Any:
     """The row with its empties as one: an empty object None, an empty list a list; the rest is the converter's to judge."""
-    if not isinstance(row, Mapping):
+    if not is_mapping(row):
         return row
-    found: dict[str, Any] = dict(row)  # pyright: ignore[reportUnknownArgumentType]
+    found: dict[str, Any] = dict(row)
     for name in _OBJECTS:
         if not found.get(name):
             found[name] = None
@@ -298,9 +298,9 @@ def canonical(row: Any) -> Any:
 
 def _enums(tree: Any) -> list[Any]:
     """``{"211979": "WORK"}`` in a recording, ``[{"id": 3685087, "value": "WORK"}]`` on the page (§6)."""
-    if not isinstance(tree, Mapping):
+    if not is_mapping(tree):
         return listed(tree)
-    return [{"id": number(id), "value": value} for id, value in tree.items()]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return [{"id": number(id), "value": value} for id, value in tree.items()]
 
 
 def number(given: object) -> Any:
@@ -392,8 +392,8 @@ def complaints(reply: Reply, verb: str) -> list[Complaint]:
     """
     errors: Any = mapping(mapping(reply.body).get("_embedded")).get("errors")
     told: Any = mapping(errors).get(verb) if isinstance(errors, dict) else errors
-    if isinstance(told, dict):
-        return [_one_of(str(key), each) for key, each in told.items()]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if is_mapping(told):
+        return [_one_of(str(key), each) for key, each in told.items()]
     return [_one_of(None, each) for each in listed(told)]
 
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from functools import lru_cache
-from math import isfinite
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from attrs import evolve
 
 from crmclient import entities, vocabulary
-from crmclient.dialect import Context, array, mapping
+from crmclient.dialect import Context, array, is_mapping, is_tree, mapping
 from crmclient.entities import (
     Email,
     FieldType,
@@ -28,6 +27,7 @@ from crmclient.entities import (
     Phone,
     Ref,
     Tag,
+    on_the_second,
 )
 from crmclient.errors import IncompleteRead, Invalid, Issue
 from crmclient.serial import maker, structured
@@ -274,7 +274,7 @@ def surviving_task(task: entities.Task) -> entities.Task:
     """A task hangs on a contact, a company or a lead; its length is in whole seconds (§4.4)."""
     held = _on_a_card(task.target)
     duration = timedelta(seconds=int(task.duration.total_seconds())) if task.duration is not None else None
-    return evolve(_on_the_second(task), target=task.target if held else None, duration=duration or None)
+    return evolve(on_the_second(task), target=task.target if held else None, duration=duration or None)
 
 
 # ---------------------------------------------------------------------------------------------------------- notes
@@ -324,7 +324,7 @@ def _note_word(note: entities.Note) -> str | None:
 
 def surviving_note(note: entities.Note) -> entities.Note:
     """A kind that can only be read (§4.5) survives as a text; without one, as its kind's name."""
-    kept = evolve(_on_the_second(note), target=note.target if _on_a_card(note.target) else None)
+    kept = evolve(on_the_second(note), target=note.target if _on_a_card(note.target) else None)
     word = _note_word(note)
     if word in WRITABLE_NOTES:
         known = NOTE_KINDS.get(word, NoteKind.OTHER)
@@ -869,7 +869,7 @@ def _sent(type: FieldType, part: Any, context: Context) -> list[dict[str, Any]]:
     """§4.8: one value is one object, an address one a line."""
     if type is FieldType.ADDRESS:
         return [{"value": part[name], "enum_code": code} for name, code in _LINES.items() if name in part]
-    if type is FieldType.CHAINED or (type is FieldType.MULTITEXT and _is_map(part)):
+    if type is FieldType.CHAINED or (type is FieldType.MULTITEXT and is_mapping(part)):
         return [dict(part)]
     if isinstance(part, datetime):
         return [{"value": _stamp(part)}]
@@ -879,7 +879,7 @@ def _sent(type: FieldType, part: Any, context: Context) -> list[dict[str, Any]]:
         return [{"value": f"{part:f}"}]
     if type in _NUMBERS:
         return [{"value": str(part)}]
-    return [{"value": dict(part) if _is_map(part) else part}]
+    return [{"value": dict(part) if is_mapping(part) else part}]
 
 
 def _stamp(at: datetime) -> int | str:
@@ -891,11 +891,11 @@ def _stamp(at: datetime) -> int | str:
 def _fits(type: FieldType, part: Any) -> bool:
     """Whether it can be what a field of this type holds. Whether it is one of its options, only the server knows."""
     if type in _OBJECTS:
-        return _is_map(part) and bool(part) and _is_tree(part)
+        return is_mapping(part) and bool(part) and is_tree(part)
     if type is FieldType.ADDRESS:
-        return _is_map(part) and bool(part) and part.keys() <= _LINES.keys() and all(map(_is_text, part.values()))
-    if type is FieldType.MULTITEXT and _is_map(part):
-        return _is_text(part.get("value")) and part.keys() <= {"value", "enum_code", "enum_id"} and _is_tree(part)
+        return is_mapping(part) and bool(part) and part.keys() <= _LINES.keys() and all(map(_is_text, part.values()))
+    if type is FieldType.MULTITEXT and is_mapping(part):
+        return _is_text(part.get("value")) and part.keys() <= {"value", "enum_code", "enum_id"} and is_tree(part)
     if type in _NUMBERS:
         if isinstance(part, Decimal):
             return part.is_finite()
@@ -912,21 +912,6 @@ def _fits(type: FieldType, part: Any) -> bool:
 
 def _is_text(part: Any) -> bool:
     return isinstance(part, str) and part != ""
-
-
-def _is_map(part: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(part, Mapping)
-
-
-def _is_tree(part: Any) -> bool:
-    """Whether it can go as JSON."""
-    if _is_map(part):
-        return all(isinstance(key, str) and _is_tree(each) for key, each in part.items())  # pyright: ignore[reportUnnecessaryIsInstance]
-    if isinstance(part, list | tuple):
-        return all(_is_tree(each) for each in part)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(part, float | Decimal):
-        return isfinite(part)
-    return part is None or isinstance(part, str | int)
 
 
 def _customs(customs: list[dict[str, Any]], fields: frozenset[str]) -> dict[str, Any]:
@@ -946,7 +931,7 @@ def _surviving(entity: Any) -> Any:
     company = getattr(entity, "company", None)
     if company is not None:
         changes["company"] = Link(company.ref) if company.ref.id is not None else None
-    return evolve(_on_the_second(entity), **changes)
+    return evolve(on_the_second(entity), **changes)
 
 
 def _surviving_value(value: FieldValue) -> FieldValue | None:
@@ -958,13 +943,3 @@ def _surviving_value(value: FieldValue) -> FieldValue | None:
     # Times travel as whole seconds.
     kept = [part.replace(microsecond=0) if isinstance(part, datetime) else part for part in kept]
     return evolve(value, values=kept) if kept or not value.values else None
-
-
-def _on_the_second(entity: Any) -> Any:
-    """Times travel as whole seconds."""
-    changes: dict[str, Any] = {}
-    for name in ("created_at", "updated_at", "closed_at", "due"):
-        at = getattr(entity, name, None)
-        if at is not None and at.microsecond:
-            changes[name] = at.replace(microsecond=0)
-    return evolve(entity, **changes)

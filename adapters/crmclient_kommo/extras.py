@@ -11,7 +11,20 @@ from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
 
-from crmclient.dialect import Call, Context, Cursor, Flow, Need, Reply, Secret, array, at_path, mapping, read
+from crmclient.dialect import (
+    Call,
+    Context,
+    Cursor,
+    Flow,
+    Need,
+    Reply,
+    Secret,
+    array,
+    at_path,
+    is_mapping,
+    mapping,
+    read,
+)
 from crmclient.entities import Company, Contact, Deal, Entity, FieldValue, Id, Kind, Note, Ref, filled
 from crmclient.errors import AmbiguousWrite, CRMError, Invalid, Issue, NotFound
 from crmclient.flows import carried, encoded, settled
@@ -67,8 +80,8 @@ def _brackets(tree: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, s
     """§3.5: ``{"filter": {"id": [1, 2]}}`` is filter[id][0]=1&filter[id][1]=2."""
     for key, part in tree.items():
         name = f"{above}[{key}]" if above else key
-        if isinstance(part, Mapping):
-            yield from _brackets(part, name)  # pyright: ignore[reportUnknownArgumentType]
+        if is_mapping(part):
+            yield from _brackets(part, name)
         elif isinstance(part, list | tuple):
             yield from _brackets({str(place): each for place, each in enumerate(part)}, name)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         elif isinstance(part, datetime):

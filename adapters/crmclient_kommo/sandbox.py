@@ -938,7 +938,7 @@ class Desk:
         try:
             status = await send(hook["url"], headers, body)
         except Exception:
-            status = 0
+            status = 0  # whatever kept it from being delivered counts as a failure, as an answer of 500 does
         if status is not None and not 100 <= status < 300 and (hook := self.world.get("webhook", id)):
             # §7.3, without its two hours.
             failed = hook["extra"].get("failed", 0) + 1
