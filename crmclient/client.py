@@ -179,6 +179,13 @@ class Together:
         """The pages, each with the cursor of the next: keep it to go on another day."""
         return self._session.pages(self._walk, start, self._prefetch)
 
+    def coming(self, cursor: Cursor | Start | None = START) -> frozenset[type[Any]]:
+        """The kinds of rows that may still come from here on: none from None."""
+        if cursor is None:
+            return frozenset()
+        part = 0 if isinstance(cursor, Start) else cursor.part
+        return frozenset[type[Any]]().union(*self._walk.brings[part:])
+
     async def cost(self) -> int | None:
         """How many requests the walk will spend, signing in apart; None where the server tells no number of pages.
         Asking costs a request a kind, and where rows live under others the reading of those lists.

@@ -270,6 +270,8 @@ class Walk(Generic[T]):
     last: Callable[[Cursor, Reply], Cursor | None]
     items: Callable[[Cursor, Sequence[Any]], Flow[tuple[T, ...]]]
     firsts: tuple[Cursor, ...] = field(default=Factory(lambda walk: (walk.first,), takes_self=True))
+    # The kinds of rows that each of these listings brings.
+    brings: tuple[frozenset[type[Any]], ...] = ()
     opens: Callable[[Cursor], int] = lambda cursor: 0
 
 
@@ -541,6 +543,36 @@ class Merging:
 Route: TypeAlias = Listing | Getting | Writing | Merging
 
 
+# -------------------------------------------------------------------------------- what a write whose answer was lost did
+
+
+@frozen(kw_only=True)
+class NewestFirst:
+    """Rows are listed by falling ids once asked with this paging, so that the new ones come first: no filter, no index."""
+
+    paging: Paging
+
+
+@frozen(kw_only=True)
+class ChangedSince:
+    """The listing can be narrowed to what was changed since. ``slack`` is by how many seconds clocks may disagree."""
+
+    slack: float = 60.0
+
+
+@frozen(kw_only=True)
+class LastPages:
+    """Rows are listed by growing ids and each answer tells the number of pages: the new ones are on the last."""
+
+
+@frozen(kw_only=True)
+class Sought:
+    """A row is looked for by the filter that ``Writing.find`` gives: by what it says, or on the card it hangs on."""
+
+
+Evidence: TypeAlias = NewestFirst | ChangedSince | LastPages | Sought
+
+
 class Survives(Flag):
     """Through which verbs a neutral field travels."""
 
@@ -591,6 +623,7 @@ class Resource(Generic[E]):
     limits: Mapping[str, str] = field(factory=dict[str, str])
     names: Callable[[str, Mapping[str, Any]], str | None] = lambda path, wire: None
     id: Callable[[object], Id] = whole_number
+    evidence: Evidence | None = None
 
     @property
     def name(self) -> str:
@@ -708,7 +741,8 @@ class Dialect:
     ``host`` is a template with ``{account}``, or None where the vendor has no public host; ``domains`` are the suffixes
     an account's host may have. ``settings`` are the parts of the account a codec may need, each a flow, read once when
     first needed; those the core knows by name are ``account``, ``me`` and ``pipelines`` (a tuple of
-    Pipeline). ``judge`` turns a whole-request failure into an error.
+    Pipeline). ``judge`` turns a whole-request failure into an error. ``quarantine`` is how many seconds after its answer
+    was lost a request may still be applied, by a gateway that works on.
     """
 
     name: str
@@ -724,6 +758,7 @@ class Dialect:
     domains: tuple[str, ...] = ()
     # A crmclient.webhooks.Webhook, where the vendor sends any; that module stands above this one.
     webhook: Any = None
+    quarantine: float = 60.0
 
     def resource(self, entity: type[E]) -> Resource[E]:
         """The resource of an entity class. Raises Unsupported where the dialect has none."""

@@ -192,11 +192,12 @@ def listing(
     entity: type[T],
     asked: Filter | None = None,
     on_bad: Callable[[Unreadable], None] | None = None,
+    paging: Paging | None = None,
 ) -> Walk[T]:
     """A walk over the rows of a kind.
 
     ``on_bad`` is called with each row that cannot be read, and the walk goes on; without it the first one is raised.
-    Raises Unsupported for a filter that neither the server nor we can apply.
+    ``paging`` is another than the route's own. Raises Unsupported for a filter that neither the server nor we can apply.
     """
     route = _route(dialect, entity, Verb.LIST, Listing)
     asked = asked or Filter()
@@ -211,7 +212,7 @@ def listing(
         parents = _parents(dialect, [entity])
         return chained([_opening(dialect, kind, (entity,), asked=asked, on_bad=told) for kind in parents])
     decoded = _reader(dialect, entity, asked, on_bad)
-    parts = tuple(_parts(dialect, route, asked))
+    parts = tuple(_parts(dialect, route, asked, paging))
 
     def call(cursor: Cursor) -> Call:
         part = parts[cursor.part]
@@ -243,7 +244,18 @@ def listing(
         return tuple((yield from decoded(rows, parts[cursor.part].parent)))
 
     firsts = tuple(Cursor(part.paging.first, number) for number, part in enumerate(parts))
-    return Walk(first=firsts[0], call=call, rows=rows, after=after, ahead=ahead, last=last, items=items, firsts=firsts)
+    brings = (frozenset[type[Any]]({entity}),) * len(firsts)
+    return Walk(
+        first=firsts[0],
+        call=call,
+        rows=rows,
+        after=after,
+        ahead=ahead,
+        last=last,
+        items=items,
+        firsts=firsts,
+        brings=brings,
+    )
 
 
 def _reader(dialect: Dialect, entity: type[Any], asked: Filter, on_bad: Callable[[Unreadable], None] | None) -> Reader:
@@ -310,8 +322,8 @@ def _checked(dialect: Dialect, resource: Resource[Any], asked: Filter) -> Mappin
     return names
 
 
-def _parts(dialect: Dialect, route: Listing, asked: Filter) -> Iterator[_Part]:
-    nested, paging = route.nested, route.paged(asked) or route.paging or dialect.paging
+def _parts(dialect: Dialect, route: Listing, asked: Filter, given: Paging | None) -> Iterator[_Part]:
+    nested, paging = route.nested, given or route.paged(asked) or route.paging or dialect.paging
     if nested is None:
         if route.call is None:
             raise TypeError("a listing needs a call or what it is nested in")
@@ -423,7 +435,8 @@ def _opening(
     def opens(cursor: Cursor) -> int:
         return len(under.calls(Ref(kind, 1)))
 
-    return evolve(parents_of, items=items, opens=opens)
+    brings = frozenset[type[Any]]({*held, *([above] if shows else [])})
+    return evolve(parents_of, items=items, opens=opens, brings=(brings,) * len(parents_of.firsts))
 
 
 @frozen
@@ -509,6 +522,7 @@ def _card(dialect: Dialect, kinds: Sequence[type[Any]], target: Ref, on_bad: OnB
             ahead=lambda cursor, n: None,
             last=lambda cursor, reply: cursor,
             items=items,
+            brings=(frozenset(kinds),),
         )
 
     return chained([*(alone(call) for call in under.calls(target, always=True)), *others])
@@ -572,6 +586,7 @@ def chained(walks: Sequence[Walk[Any]]) -> Walk[Any]:
             for first in walk.firsts
         ),
         opens=opens,
+        brings=tuple(each for walk in walks for each in walk.brings),
     )
 
 
@@ -740,12 +755,13 @@ def _one(receipt: Receipt[T]) -> T:
 
 
 def create_many(
-    dialect: Dialect, entity: type[T], given: Iterable[T], batch: int | None = None
+    dialect: Dialect, entity: type[T], given: Iterable[T], batch: int | None = None, *, finish: bool = True
 ) -> Flow[list[Receipt[T]]]:
     """Make rows, as many a request as the vendor advises (or ``batch``), and give one receipt a row, in order.
 
     Rows that break a rule known here are Refused without being sent; the others go on. A vendor that refuses a whole
-    batch for one row gets the rest once more.
+    batch for one row gets the rest once more. Without ``finish``, what follows a row once it is made (a link) is left to
+    ``finish_many``.
     """
     resource, route = dialect.resource(entity), _route(dialect, entity, Verb.CREATE, Writing)
     size = _batch_size(dialect, resource, route, batch)
@@ -756,12 +772,33 @@ def create_many(
             rows.append((yield from _row_to_create(dialect, resource, number, each)))
         except UsageError as wrong:
             receipts[number] = Refused(error=wrong)
-    receipts.update((yield from _write(dialect, resource, route, rows, size)))
+    sending = route if finish else evolve(route, then=None)
+    receipts.update((yield from _write(dialect, resource, sending, rows, size)))
     for row in rows:
         receipt = receipts[row.number]
         if isinstance(receipt, Made) and receipt.id is None and route.find is not None:
             receipts[row.number] = yield from _looked_up(dialect, resource, route.find, row, receipt)
     return [receipts[number] for number in sorted(receipts)]
+
+
+def finish_many(dialect: Dialect, entity: type[T], given: Sequence[tuple[Id, T]]) -> Flow[list[Receipt[T]]]:
+    """What follows rows that ``create_many`` has made under these ids without finishing them; one receipt a row, in order.
+
+    ``Made.issues`` name what was not done. Nothing is sent where nothing follows.
+    """
+    resource, route = dialect.resource(entity), _route(dialect, entity, Verb.CREATE, Writing)
+    rows: list[Row] = []
+    for number, (id, each) in enumerate(given):
+        rows.append(evolve((yield from _row_to_create(dialect, resource, number, each)), id=id))
+    receipts = {row.number: _completed(row, Made(id=row.id)) for row in rows}
+    if route.then is not None:
+        yield from _finish(resource, route.then, rows, receipts)
+    return [receipts[number] for number in sorted(receipts)]
+
+
+def finishes(dialect: Dialect, entity: type[Any]) -> bool:
+    """Whether anything may follow a row of this kind once it is made."""
+    return _route(dialect, entity, Verb.CREATE, Writing).then is not None
 
 
 def _looked_up(

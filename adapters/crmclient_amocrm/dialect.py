@@ -13,6 +13,7 @@ from crmclient.dialect import (
     CREATE,
     READ,
     Call,
+    ChangedSince,
     Dialect,
     Filter,
     Flow,
@@ -56,6 +57,8 @@ from crmclient_amocrm.wire import API, TYPES
 
 # §3: "at most 500 rows"; a walk ends with the 204 that follows the last row.
 PAGING = Offset(limit="limit_rows", offset="limit_offset", size=500)
+# §3: If-Modified-Since; an order that is promised there is none.
+CHANGED = ChangedSince()
 
 # §3: a write takes 500 rows; 250 are advised, or a 504 may come.
 BATCH, ADVISED = 500, 250
@@ -382,6 +385,7 @@ _CARD_LIMITS: Mapping[str, str] = {
 CONTACTS = Resource(
     entity=entities.Contact,
     vendor="contacts",
+    evidence=CHANGED,
     decode=codec.decode_contact,
     encode=codec.encode_contact,
     surviving=codec.surviving_contact,
@@ -411,6 +415,7 @@ CONTACTS = Resource(
 COMPANIES = Resource(
     entity=entities.Company,
     vendor="companies",
+    evidence=CHANGED,
     decode=codec.decode_company,
     encode=codec.encode_company,
     surviving=codec.surviving_company,
@@ -432,6 +437,7 @@ COMPANIES = Resource(
 LEADS = Resource(
     entity=entities.Deal,
     vendor="leads",
+    evidence=CHANGED,
     decode=codec.decode_deal,
     encode=codec.encode_deal,
     surviving=codec.surviving_deal,
@@ -484,6 +490,7 @@ _CHANGED_TASKS = evolve(_updating("tasks"), mending=_mending("tasks", ("text",))
 TASKS = Resource(
     entity=entities.Task,
     vendor="tasks",
+    evidence=CHANGED,
     decode=codec.decode_task,
     encode=codec.encode_task,
     surviving=codec.surviving_task,
@@ -532,6 +539,7 @@ def _one_note(id: Id, target: Ref | None) -> Call:
 NOTES = Resource(
     entity=entities.Note,
     vendor="notes",
+    evidence=CHANGED,
     decode=codec.decode_note,
     encode=codec.encode_note,
     surviving=codec.surviving_note,
@@ -694,6 +702,8 @@ DIALECT = Dialect(
         Bearer(),
     ),
     judge=judge,
+    # No page tells it; a gateway gives up after a minute.
+    quarantine=90.0,
     webhook=WEBHOOK,
     settings={
         "account": _account,

@@ -26,6 +26,7 @@ from crmclient.dialect import (
     Reply,
     Resource,
     Row,
+    Sought,
     Verb,
     Writing,
     by_status,
@@ -219,6 +220,7 @@ def speaking(words: Words) -> Dialect:
     contacts = Resource(
         entity=entities.Contact,
         vendor="contacts",
+        evidence=Sought(),
         decode=partial(codec.decode_contact, words),
         encode=codec.encode_contact,
         surviving=codec.surviving_contact,
@@ -265,6 +267,7 @@ def speaking(words: Words) -> Dialect:
     deals = Resource(
         entity=entities.Deal,
         vendor="deals",
+        evidence=Sought(),
         decode=partial(codec.decode_deal, words),
         encode=codec.encode_deal,
         surviving=codec.surviving_deal,
@@ -306,6 +309,7 @@ def speaking(words: Words) -> Dialect:
     notes = Resource(
         entity=entities.Note,
         vendor="notes",
+        evidence=Sought(),
         decode=partial(codec.decode_note, words),
         encode=codec.encode_note,
         surviving=codec.surviving_note,
@@ -327,6 +331,7 @@ def speaking(words: Words) -> Dialect:
     tasks = Resource(
         entity=entities.Task,
         vendor="tasks",
+        evidence=Sought(),
         decode=partial(codec.decode_task, words),
         encode=codec.encode_task,
         surviving=codec.surviving_task,
@@ -371,6 +376,8 @@ def speaking(words: Words) -> Dialect:
             Bearer(),
         ),
         judge=partial(judge, words),
+        # No page tells it; a request here holds one row.
+        quarantine=60.0,
         settings={"task_types": task_types, f"fields:{Kind.CONTACT}": fields},
         resources={resource.entity: resource for resource in (contacts, deals, notes, tasks)},
     )

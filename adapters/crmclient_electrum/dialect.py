@@ -15,6 +15,7 @@ from crmclient.dialect import (
     Filter,
     Flow,
     Getting,
+    LastPages,
     Listing,
     Made,
     Merging,
@@ -131,6 +132,7 @@ def speaking(words: Words) -> Dialect:
     contacts = Resource(
         entity=entities.Contact,
         vendor="contacts",
+        evidence=LastPages(),
         decode=codec.decode_contact,
         encode=codec.encode_contact,
         surviving=codec.surviving_contact,
@@ -165,6 +167,7 @@ def speaking(words: Words) -> Dialect:
     deals = Resource(
         entity=entities.Deal,
         vendor="deals",
+        evidence=LastPages(),
         decode=codec.decode_deal,
         encode=codec.encode_deal(words),
         surviving=codec.surviving_deal,
@@ -206,6 +209,7 @@ def speaking(words: Words) -> Dialect:
     tasks = Resource(
         entity=entities.Task,
         vendor="tasks",
+        evidence=LastPages(),
         decode=codec.decode_task,
         encode=codec.encode_task(words),
         surviving=codec.surviving_task,
@@ -259,6 +263,8 @@ def speaking(words: Words) -> Dialect:
         rate=(Rate(100, 60),),
         auth=(Bearer(),),
         judge=judge,
+        # No page tells it; a request here holds one row.
+        quarantine=30.0,
         webhook=WEBHOOK,
         settings={"pipelines": _pipelines, "me": _me},
         resources={resource.entity: resource for resource in (contacts, deals, tasks, users, pipelines)},

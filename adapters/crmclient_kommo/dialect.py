@@ -25,6 +25,7 @@ from crmclient.dialect import (
     Made,
     Narrow,
     Nested,
+    NewestFirst,
     Rate,
     Receipt,
     Reply,
@@ -65,6 +66,8 @@ from crmclient_kommo.wire import API, TYPES
 
 # §3.1, §3.6: the default order is by updated_at and shifts under edits; by id it stands still.
 PAGING = PageNumber(page="page", limit="limit", size=250, order=(("order[id]", "asc"),), next_link=wire.next_link)
+# §3.6: rows can be had by falling ids too.
+NEWEST = NewestFirst(paging=evolve(PAGING, order=(("order[id]", "desc"),)))
 
 # §2.3: a write takes 250 rows; 50 are advised, or a 504 may come.
 BATCH, ADVISED = 250, 50
@@ -449,6 +452,7 @@ def _neutral(path: str, row: Mapping[str, Any]) -> str | None:
 CONTACTS = Resource(
     entity=entities.Contact,
     vendor="contacts",
+    evidence=NEWEST,
     decode=codec.decode_contact,
     encode=codec.encode_contact,
     check=codec.check_card,
@@ -479,6 +483,7 @@ CONTACTS = Resource(
 COMPANIES = Resource(
     entity=entities.Company,
     vendor="companies",
+    evidence=NEWEST,
     decode=codec.decode_company,
     encode=codec.encode_company,
     check=codec.check_card,
@@ -497,6 +502,7 @@ COMPANIES = Resource(
 LEADS = Resource(
     entity=entities.Deal,
     vendor="leads",
+    evidence=NEWEST,
     decode=codec.decode_deal,
     encode=codec.encode_deal,
     check=codec.check_card,
@@ -533,6 +539,7 @@ LEADS = Resource(
 TASKS = Resource(
     entity=entities.Task,
     vendor="tasks",
+    evidence=NEWEST,
     decode=codec.decode_task,
     encode=codec.encode_task,
     surviving=codec.surviving_task,
@@ -600,6 +607,7 @@ def _target_kind(row: Row) -> Kind | None:
 NOTES = Resource(
     entity=entities.Note,
     vendor="notes",
+    evidence=NEWEST,
     decode=codec.decode_note,
     encode=codec.encode_note,
     surviving=codec.surviving_note,
@@ -974,6 +982,8 @@ DIALECT = Dialect(
         Bearer(),
     ),
     judge=judge,
+    # No page tells it; a gateway gives up after a minute.
+    quarantine=90.0,
     webhook=WEBHOOK,
     settings={
         "account": _account,
