@@ -1,0 +1,613 @@
+"""What a move has done, on disk before and after each thing it does: one SQLite file, readable with plain SQL.
+
+::
+
+    run    one row: which accounts, by which plan, since when, how it ended
+    item   one row for each row of the source: what became of it, and its id in the target
+    batch  one row for each request that made rows: its outcome is null while nobody knows it
+    row    rows of the source that have been read and not yet been dealt with
+    page   how far the source has been read
+    map    words of the source and their likes in the target that were found or made on the way
+    kept   values that the target cannot carry and that the plan says to keep
+
+It holds at every moment, and ``Ledger.violations()`` looks: (I1) what is made or done has a target id, and no two of a kind
+share one; (I2) a row is ``intent`` if and only if its batch has no outcome; (I3) intent is on disk before the first
+byte is sent, and done after the last is read; (I4) a batch's watermark is below every id that its request could have
+made; (I5) a row is sent only once what it hangs on is made.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, cast
+
+from attrs import fields_dict, frozen, has
+
+from crmclient import entities
+from crmclient.entities import Id, Kind, Link, Ref
+from crmclient.errors import CRMError, Misconfigured
+from crmclient.tokens import FILES, Files
+
+VERSION: Final = 1
+_APPLICATION: Final = 0x63726D63  # "crmc"
+
+
+class LedgerFailed(CRMError):
+    """The ledger cannot be written or read: nothing more is sent. What was sent before is in it, or in doubt."""
+
+
+class LedgerInUse(Misconfigured):
+    """Another process works by this ledger."""
+
+
+class State(StrEnum):
+    """What became of a row of the source."""
+
+    PENDING = "pending"
+    """Read, and not sent."""
+    INTENT = "intent"
+    """About to be sent, or sent, and nobody knows the answer."""
+    MADE = "made"
+    """In the target, with its id; what follows it (a link, its completion) is not done yet."""
+    DONE = "done"
+    REJECTED = "rejected"
+    """Refused for good, or hung on a row that was; ``error`` says why."""
+    SKIPPED = "skipped"
+    """There is no place for it in the target; ``error`` says why."""
+    FOLDED = "folded"
+    """No row of its own there: it stays as words on others."""
+    DOUBT = "doubt"
+    """It is certainly or perhaps in the target and cannot be told from others there: it is never sent again."""
+
+
+SETTLED: Final = frozenset({State.DONE, State.REJECTED, State.SKIPPED, State.FOLDED, State.DOUBT})
+
+_SCHEMA: Final = """
+CREATE TABLE run (id TEXT PRIMARY KEY, source TEXT, target TEXT, plan TEXT, plan_hash TEXT, caps_hash TEXT,
+                  started_at TEXT, ended_at TEXT, state TEXT, verdict TEXT);
+CREATE TABLE item (kind TEXT, src, state TEXT, tgt, batch INTEGER, digest BLOB, attempts INTEGER DEFAULT 0,
+                   above, name TEXT, error TEXT, PRIMARY KEY (kind, src)) WITHOUT ROWID;
+CREATE UNIQUE INDEX one_target ON item (kind, tgt) WHERE tgt IS NOT NULL;
+CREATE INDEX unsettled ON item (state, batch) WHERE state IN ('intent', 'made');
+CREATE TABLE batch (id INTEGER PRIMARY KEY, kind TEXT, body_hash BLOB, sent_at TEXT, watermark INTEGER, outcome TEXT);
+CREATE TABLE row (seq INTEGER PRIMARY KEY, kind TEXT, src, tree TEXT);
+CREATE INDEX in_order ON row (kind, seq);
+CREATE UNIQUE INDEX one_row ON row (kind, src);
+CREATE TABLE page (pass INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER, ended INTEGER);
+CREATE TABLE map (kind TEXT, src, tgt, how TEXT, PRIMARY KEY (kind, src)) WITHOUT ROWID;
+CREATE TABLE kept (kind TEXT, src, what TEXT, value TEXT, PRIMARY KEY (kind, src, what)) WITHOUT ROWID;
+"""
+
+
+@frozen(kw_only=True)
+class Run:
+    """Which move this ledger is of. ``source`` and ``target`` are addresses; ``verdict`` is what verifying said, as JSON."""
+
+    id: str
+    source: str
+    target: str
+    plan: str
+    plan_hash: str
+    caps_hash: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    state: str = "running"
+    verdict: str | None = None
+
+
+@frozen(kw_only=True)
+class Item:
+    """What became of one row of the source."""
+
+    kind: str
+    source: Id
+    state: State
+    target: Id | None = None
+    batch: int | None = None
+    digest: bytes | None = None
+    attempts: int = 0
+    above: Id | None = None
+    name: str | None = None
+    error: str | None = None
+
+
+@frozen(kw_only=True)
+class Fresh:
+    """A row of the source as it comes to the ledger. ``above`` is the company a contact names, by the source's id."""
+
+    kind: str
+    source: Id
+    row: Any
+    state: State = State.PENDING
+    above: Id | None = None
+    name: str | None = None
+    error: str | None = None
+
+
+@frozen(kw_only=True)
+class Batch:
+    """Rows that were to be made by one request. ``outcome`` is None while nobody knows it."""
+
+    id: int
+    kind: str
+    sources: tuple[Id, ...]
+    sent_at: datetime
+    watermark: int
+    outcome: str | None = None
+
+
+@frozen(kw_only=True)
+class Settled:
+    """What is known now of one row of a batch."""
+
+    state: State
+    target: Id | None = None
+    error: str | None = None
+
+
+class Ledger:
+    """One move's ledger. Whoever opens it to write is alone; ``Ledger.read`` looks while another writes.
+
+    ``durable`` waits until each commit has reached the disk itself, so that it survives a power cut and not only a kill.
+    Raises LedgerInUse, which names the process that holds it; Misconfigured for a file that is no ledger or is
+    of another version; LedgerFailed where it cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, *, durable: bool = True, files: Files = FILES) -> None:
+        self.path = Path(path)
+        self._files = files
+        self._lock = self._taken()
+        try:
+            self._open(f"{self.path.absolute().as_uri()}?mode=rwc", durable)
+        except BaseException:
+            self._files.close(self._lock)
+            raise
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Ledger":
+        """The ledger of a run that may be going on, to look at."""
+        ledger = cls.__new__(cls)
+        ledger.path, ledger._files, ledger._lock = Path(path), FILES, None
+        if not ledger.path.exists():
+            raise Misconfigured(f"there is no ledger at {path}")
+        ledger._open(f"{ledger.path.absolute().as_uri()}?mode=ro", durable=False)
+        return ledger
+
+    def _open(self, uri: str, durable: bool) -> None:
+        writes = self._lock is not None
+        with _told(self.path):
+            self.db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self.db.execute("PRAGMA busy_timeout = 5000")
+            version, application = (
+                self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
+            )
+            empty = not self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not empty and application != _APPLICATION:
+            self.db.close()
+            raise Misconfigured(f"{self.path} is a database of something else, and no ledger")
+        if not empty and version != VERSION:
+            self.db.close()
+            raise Misconfigured(f"{self.path} is a ledger of version {version}, and this reads version {VERSION}")
+        if empty and not writes:
+            self.db.close()
+            raise Misconfigured(f"{self.path} is an empty file: no move has begun by it")
+        with _told(self.path):
+            if writes:
+                os.chmod(self.path, 0o600)
+                self.db.execute("PRAGMA journal_mode = WAL")
+                self.db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+                self.db.execute("PRAGMA cache_size = -4000")
+            if empty:
+                with self.commit("schema"):
+                    for statement in _SCHEMA.split(";"):
+                        self.db.execute(statement)
+                    self.db.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    self.db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _taken(self) -> int:
+        """A lock that ends with its process. Raises LedgerInUse."""
+        file = self.path.with_name(self.path.name + ".lock")
+        try:
+            handle = self._files.open(file, os.O_RDWR | os.O_CREAT)
+        except OSError as wrong:
+            raise LedgerFailed(f"{file} cannot be opened: {wrong.strerror}") from None
+        try:
+            if not self._files.lock(handle):
+                holder = self._files.read(handle, 200).decode(errors="replace").strip() or "another process"
+                raise LedgerInUse(f"{self.path} is in use by {holder}: wait until that run ends, or end it")
+            os.ftruncate(handle, 0)
+            self._files.write(
+                handle, f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}".encode()
+            )
+        except BaseException:
+            self._files.close(handle)
+            raise
+        return handle
+
+    def close(self) -> None:
+        self.db.close()
+        if self._lock is not None:
+            self._files.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @contextmanager
+    def commit(self, what: str) -> Generator[None]:
+        """All of it or nothing. Raises LedgerFailed where it cannot be written; then nothing of it is."""
+        with _told(self.path):
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+
+    # ------------------------------------------------------------------------------------------------------- the run
+
+    def run(self) -> Run | None:
+        """The move that has begun by this ledger."""
+        found = self.db.execute(f"SELECT {', '.join(_RUN)} FROM run").fetchone()  # noqa: S608
+        if found is None:
+            return None
+        told: dict[str, Any] = dict(zip(_RUN, found, strict=True))
+        for name in ("started_at", "ended_at"):
+            told[name] = datetime.fromisoformat(told[name]) if told[name] else None
+        return Run(**told)
+
+    def begin(self, run: Run) -> None:
+        with self.commit("begin"):
+            told = [getattr(run, name) for name in _RUN]
+            marks = ", ".join("?" for _ in _RUN)
+            self.db.execute(
+                f"INSERT INTO run ({', '.join(_RUN)}) VALUES ({marks})",  # noqa: S608
+                [part.isoformat() if isinstance(part, datetime) else part for part in told],
+            )
+
+    def note_state(self, state: str, at: datetime | None = None, verdict: str | None = None) -> None:
+        """How the run stands: ``running``, ``stopped: …`` or ``ended``."""
+        with self.commit(f"state {state}"):
+            self.db.execute(
+                "UPDATE run SET state = ?, ended_at = ?, verdict = coalesce(?, verdict)",
+                (state, at.isoformat() if at is not None else None, verdict),
+            )
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def ingest(self, rows: Iterable[Fresh], *, part: int = 0, cursor: str | None = None, ended: bool = False) -> int:
+        """Note rows that were read, and how far; the number of those that were not known before."""
+        new = 0
+        with self.commit("page"):
+            for each in rows:
+                new += self._noted(each)
+            self.db.execute(
+                "INSERT INTO page VALUES (?, ?, ?, ?) ON CONFLICT (pass) DO UPDATE "
+                "SET cursor = excluded.cursor, rows = rows + excluded.rows, ended = excluded.ended",
+                (part, cursor, new, ended),
+            )
+        return new
+
+    def _noted(self, fresh: Fresh) -> bool:
+        told = (fresh.kind, fresh.source, fresh.state, digest(fresh.row), fresh.above, fresh.name, fresh.error)
+        sql = "INSERT OR IGNORE INTO item (kind, src, state, digest, above, name, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        if not self.db.execute(sql, told).rowcount:
+            return False
+        if fresh.state is State.PENDING:
+            self.db.execute(
+                "INSERT INTO row (kind, src, tree) VALUES (?, ?, ?)", (fresh.kind, fresh.source, as_text(fresh.row))
+            )
+        return True
+
+    def position(self, part: int = 0) -> tuple[str | None, bool]:
+        """Where reading goes on, and whether it has ended."""
+        found = self.db.execute("SELECT cursor, ended FROM page WHERE pass = ?", (part,)).fetchone()
+        return (None, False) if found is None else (found[0], bool(found[1]))
+
+    def waiting(self, kind: str, after: int, most: int) -> list[tuple[int, Id, Any]]:
+        """Rows of a kind that are not dealt with, beyond a place in the order they were read in."""
+        sql = "SELECT seq, src, tree FROM row WHERE kind = ? AND seq > ? ORDER BY seq LIMIT ?"
+        found = self.db.execute(sql, (kind, after, most)).fetchall()
+        return [(seq, source, from_text(tree)) for seq, source, tree in found]
+
+    def row(self, kind: str, source: Id) -> Any:
+        """A row of the source that is not dealt with yet."""
+        found = self.db.execute("SELECT tree FROM row WHERE kind = ? AND src = ?", (kind, source)).fetchone()
+        return None if found is None else from_text(found[0])
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    def intend(self, kind: str, sources: Sequence[Id], watermark: int, at: datetime, body: object = None) -> Batch:
+        """Rows are about to be sent: on disk before the first byte leaves."""
+        with self.commit(f"intent {kind}"):
+            sql = "INSERT INTO batch (kind, body_hash, sent_at, watermark) VALUES (?, ?, ?, ?)"
+            hashed = None if body is None else hashlib.blake2b(repr(body).encode(), digest_size=8).digest()
+            id = self.db.execute(sql, (kind, hashed, at.isoformat(), watermark)).lastrowid
+            assert id is not None  # noqa: S101  an INSERT has one
+            self.db.executemany(
+                "UPDATE item SET state = 'intent', batch = ?, attempts = attempts + 1 WHERE kind = ? AND src = ?",
+                [(id, kind, source) for source in sources],
+            )
+        return Batch(id=id, kind=kind, sources=tuple(sources), sent_at=at, watermark=watermark)
+
+    def settle(self, batch: Batch, became: Mapping[Id, Settled], outcome: str | None) -> None:
+        """What became of a batch's rows; those not named stay in doubt, and then there is no outcome yet."""
+        with self.commit(f"settle {batch.kind}"):
+            for source, told in became.items():
+                self._became(batch.kind, source, told, None if told.state is State.PENDING else batch.id)
+            if outcome is not None:
+                self.db.execute("UPDATE batch SET outcome = ? WHERE id = ?", (outcome, batch.id))
+
+    def become(self, kind: str, became: Mapping[Id, Settled]) -> None:
+        """What became of rows for which no request was made, or that were made and are finished now."""
+        with self.commit(f"become {kind}"):
+            for source, told in became.items():
+                self._became(kind, source, told, None)
+
+    def _became(self, kind: str, source: Id, told: Settled, batch: int | None) -> None:
+        self.db.execute(
+            "UPDATE item SET state = ?, tgt = coalesce(?, tgt), error = ?, batch = coalesce(?, batch) "
+            "WHERE kind = ? AND src = ?",
+            (told.state, told.target, told.error, batch, kind, source),
+        )
+        if told.state in SETTLED:
+            self.db.execute("DELETE FROM row WHERE kind = ? AND src = ?", (kind, source))
+
+    def changed(self, kind: str, source: Id, found: bytes) -> None:
+        """A row of the source says something else by now, and the target has been told."""
+        with self.commit(f"changed {kind}"):
+            self.db.execute("UPDATE item SET digest = ? WHERE kind = ? AND src = ?", (found, kind, source))
+
+    def adopt(self, kind: str, source: Id, target: Id, row: Any = None) -> None:
+        """A row is in the target already, as its marker or what it says has told. Within ``commit``."""
+        told = (kind, source, State.DONE, target, None if row is None else digest(row))
+        sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, digest) VALUES (?, ?, ?, ?, ?)"
+        self.db.execute(sql, told)
+
+    def keep(self, kind: str, source: Id, values: Mapping[str, Any]) -> None:
+        """Values that the target cannot carry. Within ``commit``."""
+        self.db.executemany(
+            "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)",
+            [(kind, source, what, json.dumps(value, ensure_ascii=False)) for what, value in values.items()],
+        )
+
+    def learn(self, kind: str, source: Id, target: Id | None, how: str) -> None:
+        """A word of the source and its like in the target."""
+        with self.commit(f"map {kind}"):
+            self.db.execute("INSERT OR REPLACE INTO map VALUES (?, ?, ?, ?)", (kind, source, target, how))
+
+    # -------------------------------------------------------------------------------------------------------- looking
+
+    def item(self, kind: str, source: Id) -> Item | None:
+        found = self.db.execute(f"{_ITEMS} WHERE kind = ? AND src = ?", (kind, source)).fetchone()
+        return None if found is None else _item(found)
+
+    def items(self, *states: State, kind: str | None = None) -> Iterator[Item]:
+        """Rows by what became of them: of these states, or all; in no particular order of kinds."""
+        wanted = [str(state) for state in states or State]
+        sql = f"{_ITEMS} WHERE state IN ({', '.join('?' for _ in wanted)})"
+        if kind is not None:
+            sql, wanted = f"{sql} AND kind = ?", [*wanted, kind]
+        yield from map(_item, self.db.execute(sql, wanted))
+
+    def open_batches(self) -> list[Batch]:
+        """Requests whose outcome nobody knows, the oldest first."""
+        found = self.db.execute("SELECT id, kind, sent_at, watermark FROM batch WHERE outcome IS NULL ORDER BY id")
+        return [
+            Batch(id=id, kind=kind, sources=self._sources(id), sent_at=datetime.fromisoformat(at), watermark=mark)
+            for id, kind, at, mark in found.fetchall()
+        ]
+
+    def _sources(self, batch: int) -> tuple[Id, ...]:
+        sql = "SELECT src FROM item WHERE state = 'intent' AND batch = ? ORDER BY src"
+        return tuple(source for (source,) in self.db.execute(sql, (batch,)))
+
+    def pairs(self, kind: str) -> Iterator[tuple[Id, Id]]:
+        """What became of the rows of a kind that are in the target: the source's id and the target's."""
+        sql = "SELECT src, tgt FROM item WHERE kind = ? AND tgt IS NOT NULL"
+        yield from self.db.execute(sql, (kind,))
+
+    def owned(self, kind: str, target: Id) -> bool:
+        """Whether a row of the target is known to be one of ours."""
+        sql = "SELECT 1 FROM item WHERE kind = ? AND tgt = ?"
+        return self.db.execute(sql, (kind, target)).fetchone() is not None
+
+    def watermark(self, kind: str) -> int:
+        """The largest id of a kind that is known to be in the target: whatever is made from now on has a larger one."""
+        known = self.mapped("watermark", kind)
+        sql = "SELECT max(tgt) FROM item WHERE kind = ? AND typeof(tgt) = 'integer'"
+        found = self.db.execute(sql, (kind,)).fetchone()[0]
+        return max(found or 0, known if isinstance(known, int) else 0)
+
+    def mapped(self, kind: str, source: Id) -> Id | None:
+        found = self.db.execute("SELECT tgt FROM map WHERE kind = ? AND src = ?", (kind, source)).fetchone()
+        return None if found is None else found[0]
+
+    def counts(self) -> dict[str, Counter[State]]:
+        """How many rows of each kind there are in each state."""
+        told: dict[str, Counter[State]] = {}
+        for kind, state, number in self.db.execute("SELECT kind, state, count(*) FROM item GROUP BY kind, state"):
+            told.setdefault(kind, Counter())[State(state)] = number
+        return told
+
+    def kept(self) -> Iterator[tuple[str, Id, str, Any]]:
+        """Values kept for want of a place: kind, the source's id, what it is, and what it says."""
+        for kind, source, what, text in self.db.execute("SELECT kind, src, what, value FROM kept"):
+            yield kind, source, what, json.loads(text)
+
+    def violations(self) -> list[str]:
+        """What of its invariants does not hold: nothing, ever."""
+        asked = {
+            "I1: made or done without a target id": "state IN ('made', 'done') AND tgt IS NULL",
+            "I2: intent in a batch that has an outcome, or in none": "state = 'intent' AND "
+            "(batch IS NULL OR batch NOT IN (SELECT id FROM batch WHERE outcome IS NULL))",
+            "I4: an id below the watermark of its batch": "typeof(tgt) = 'integer' AND state IN ('made', 'done') AND "
+            "tgt <= (SELECT watermark FROM batch WHERE batch.id = item.batch)",
+        }
+        sql = "SELECT kind, src FROM item WHERE "
+        found = [f"{what}: {kind} {src}" for what, where in asked.items() for kind, src in self.db.execute(sql + where)]
+        empty = (
+            "SELECT id FROM batch WHERE outcome IS NULL AND id NOT IN (SELECT batch FROM item WHERE state = 'intent')"
+        )
+        found += [f"I2: batch {id} has no outcome and no row in doubt" for (id,) in self.db.execute(empty)]
+        lost = (
+            "SELECT kind, src FROM item WHERE state IN ('pending', 'intent', 'made') "
+            "AND NOT EXISTS (SELECT 1 FROM row WHERE row.kind = item.kind AND row.src = item.src)"
+        )
+        found += [f"{kind} {src} is not dealt with, and what it says is gone" for kind, src in self.db.execute(lost)]
+        return found
+
+    # ----------------------------------------------------------------------------- what a translation asks of other rows
+
+    def made(self, kind: str, id: Id) -> Id | None:
+        found = self.db.execute("SELECT tgt FROM item WHERE kind = ? AND src = ?", (kind, id)).fetchone()
+        return None if found is None else found[0]
+
+    def company_name(self, id: Id) -> str:
+        found = self.db.execute("SELECT name FROM item WHERE kind = 'companies' AND src = ?", (id,)).fetchone()
+        return (found[0] or "") if found is not None else ""
+
+    def company_of(self, contact: Id) -> Link | None:
+        item = self.item("contacts", contact)
+        made = self.made("companies", item.above) if item is not None and item.above is not None else None
+        return None if made is None else Link(Ref(Kind.COMPANY, made))
+
+
+_RUN: Final = tuple(fields_dict(Run))
+_ITEMS: Final = "SELECT kind, src, state, tgt, batch, digest, attempts, above, name, error FROM item"
+
+
+def _item(found: tuple[Any, ...]) -> Item:
+    kind, source, state, target, batch, hashed, attempts, above, name, error = found
+    return Item(
+        kind=kind,
+        source=source,
+        state=State(state),
+        target=target,
+        batch=batch,
+        digest=hashed,
+        attempts=attempts,
+        above=above,
+        name=name,
+        error=error,
+    )
+
+
+@contextmanager
+def _told(path: Path) -> Generator[None]:
+    """What SQLite complains of, in words that say what to do."""
+    try:
+        yield
+    except sqlite3.IntegrityError as wrong:
+        raise LedgerFailed(f"{path}: two rows would share one target id: {wrong}") from wrong
+    except sqlite3.DatabaseError as wrong:
+        full = "full" in str(wrong) or "disk I/O" in str(wrong)
+        cure = ": make room and run the same command again" if full else ""
+        raise LedgerFailed(f"the ledger {path} cannot be used: {wrong}{cure}") from wrong
+
+
+# --------------------------------------------------------------------------------------------------- rows as text
+
+_CLASSES: Final[Mapping[str, type[Any]]] = {
+    each.__name__: each
+    for each in (
+        *(entities.Contact, entities.Company, entities.Deal, entities.Task, entities.Note),
+        *(entities.Ref, entities.Link, entities.Money, entities.Phone, entities.Email, entities.Tag),
+        entities.FieldValue,
+    )
+}
+# What counts neither for a row's content nor for what is to be made of it.
+_ASIDE: Final = frozenset({"raw", "written"})
+
+
+def as_text(row: Any) -> str:
+    """A row of the source, exactly, as JSON; what the server said of it is left out."""
+    return json.dumps(_tree(row), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def from_text(text: str) -> Any:
+    return _value(json.loads(text))
+
+
+def digest(row: Any) -> bytes:
+    """What tells whether a row says something else than it did."""
+    return hashlib.blake2b(as_text(row).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _tree(part: Any) -> Any:
+    if part is None or isinstance(part, bool | int | float) or type(part) is str:
+        return part
+    if isinstance(part, StrEnum):
+        return str(part)
+    if isinstance(part, datetime):
+        return {"$": "datetime", "at": part.astimezone(UTC).isoformat()}
+    if isinstance(part, date):
+        return {"$": "date", "at": part.isoformat()}
+    if isinstance(part, timedelta):
+        return {"$": "timedelta", "s": part.total_seconds()}
+    if isinstance(part, Decimal):
+        return {"$": "Decimal", "is": str(part)}
+    if isinstance(part, frozenset | set):
+        return sorted(cast("frozenset[str]", part))
+    if isinstance(part, tuple):
+        return [_tree(each) for each in cast("tuple[Any, ...]", part)]
+    if isinstance(part, list):
+        return {"$": "list", "of": [_tree(each) for each in cast("list[Any]", part)]}
+    if isinstance(part, Mapping):
+        return {"$": "map", "of": [[name, _tree(each)] for name, each in cast("Mapping[str, Any]", part).items()]}
+    kind = cast(Any, type(part))
+    if has(kind):
+        told = {name: getattr(part, name) for name in fields_dict(kind) if name not in _ASIDE}
+        kept = {name: _tree(each) for name, each in told.items() if each is not None and each != ()}
+        return {"$": kind.__name__, **kept}
+    raise TypeError(f"{part!r:.80} cannot be kept in a ledger")
+
+
+_KINDS: Final[Mapping[str, Callable[[dict[str, Any]], Any]]] = {
+    "datetime": lambda tree: datetime.fromisoformat(tree["at"]),
+    "date": lambda tree: date.fromisoformat(tree["at"]),
+    "timedelta": lambda tree: timedelta(seconds=tree["s"]),
+    "Decimal": lambda tree: Decimal(tree["is"]),
+    "list": lambda tree: [_value(part) for part in tree["of"]],
+    "map": lambda tree: {name: _value(part) for name, part in tree["of"]},
+}
+_ENUMS: Final[Mapping[tuple[str, str], type[StrEnum]]] = {
+    ("Ref", "kind"): entities.Kind,
+    ("Phone", "label"): entities.Label,
+    ("Email", "label"): entities.Label,
+    ("FieldValue", "type"): entities.FieldType,
+    ("Note", "kind"): entities.NoteKind,
+    ("Deal", "outcome"): entities.Outcome,
+}
+
+
+def _value(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return tuple(_value(each) for each in tree)  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(tree, dict):
+        return tree
+    told: dict[str, Any] = tree  # pyright: ignore[reportUnknownVariableType]
+    name = told["$"]
+    if name in _KINDS:
+        return _KINDS[name](told)
+    parts: dict[str, Any] = {
+        key: _ENUMS[name, key](part) if (name, key) in _ENUMS else _value(part)
+        for key, part in told.items()
+        if key != "$"
+    }
+    if "unread" in parts:
+        parts["unread"] = frozenset(parts["unread"])
+    return _CLASSES[name](**parts)
