@@ -781,24 +781,35 @@ def create_many(
     return [receipts[number] for number in sorted(receipts)]
 
 
-def finish_many(dialect: Dialect, entity: type[T], given: Sequence[tuple[Id, T]]) -> Flow[list[Receipt[T]]]:
-    """What follows rows that ``create_many`` has made under these ids without finishing them; one receipt a row, in order.
-
-    ``Made.issues`` name what was not done. Nothing is sent where nothing follows.
+def finish_many(dialect: Dialect, entity: type[T], given: Sequence[tuple[Id, T]]) -> Flow[list[CRMError | None]]:
+    """What follows rows that ``create_many`` has made under these ids without finishing them; for each, in order, why not
+    all of it was done. Nothing is sent where nothing follows.
     """
     resource, route = dialect.resource(entity), _route(dialect, entity, Verb.CREATE, Writing)
     rows: list[Row] = []
     for number, (id, each) in enumerate(given):
         rows.append(evolve((yield from _row_to_create(dialect, resource, number, each)), id=id))
-    receipts = {row.number: _completed(row, Made(id=row.id)) for row in rows}
+    failed: dict[tuple[int, str], CRMError] = {}
     if route.then is not None:
-        yield from _finish(resource, route.then, rows, receipts)
-    return [receipts[number] for number in sorted(receipts)]
+        _, failed = yield from _followed(route.then(rows))
+    errors = {number: error for (number, _), error in failed.items()}
+    return [errors.get(row.number) for row in rows]
 
 
 def finishes(dialect: Dialect, entity: type[Any]) -> bool:
     """Whether anything may follow a row of this kind once it is made."""
     return _route(dialect, entity, Verb.CREATE, Writing).then is not None
+
+
+def batch_of(dialect: Dialect, entity: type[Any], verb: Verb = Verb.CREATE) -> int:
+    """How many rows a request of a verb had best hold: 1 where there is no such route."""
+    route = dialect.route(entity, verb) if dialect.can(entity, verb) else None
+    return (route.advised_batch or route.batch) if isinstance(route, Writing) else 1
+
+
+def only_on_cards(dialect: Dialect, entity: type[Any]) -> bool:
+    """Whether rows of this kind show only on the cards of what they hang on."""
+    return _opened(_route(dialect, entity, Verb.LIST, Listing))
 
 
 def _looked_up(
@@ -1054,8 +1065,19 @@ def _finish(
     made = {row.number: row for row in rows if isinstance(receipts[row.number], Made)}
     if not made:
         return
+    done, failed = yield from _followed(then([evolve(row, id=_made_id(receipts[row.number])) for row in made.values()]))
+    for (number, name), error in failed.items():
+        receipt = receipts[number]
+        if number in quiet and number not in done:
+            receipts[number] = _not_done(resource, number, name, error)
+        elif isinstance(receipt, Made):
+            receipts[number] = _short_of(made[number], receipt, name, error)
+
+
+def _followed(steps: Sequence[FollowUp]) -> Flow[tuple[set[int], dict[tuple[int, str], CRMError]]]:
+    """The rows of which something was done, and by row and field why something was not."""
     done, failed = set[int](), dict[tuple[int, str], CRMError]()
-    for wave in _in_order(then([evolve(row, id=_made_id(receipts[row.number])) for row in made.values()])):
+    for wave in _in_order(steps):
         due: list[FollowUp] = []
         for step in wave:
             before = next((failed[number, step.field] for number in step.rows if (number, step.field) in failed), None)
@@ -1071,12 +1093,7 @@ def _finish(
                 done.update(step.rows)
             else:
                 failed.update(((number, step.field), error) for number in step.rows)
-    for (number, name), error in failed.items():
-        receipt = receipts[number]
-        if number in quiet and number not in done:
-            receipts[number] = _not_done(resource, number, name, error)
-        elif isinstance(receipt, Made):
-            receipts[number] = _short_of(made[number], receipt, name, error)
+    return done, failed
 
 
 def _made_id(receipt: Receipt[Any]) -> Id | None:

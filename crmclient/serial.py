@@ -438,6 +438,8 @@ def _scalar(kind: Any, tree: Any) -> Any:
         return _moment(tree)
     if kind is timedelta:
         return timedelta(seconds=float(_exact(tree, int, float, Decimal)))
+    if kind is float:
+        return float(_exact(tree, int, float))
     if kind is Decimal:
         return tree if isinstance(tree, float) else _number(_exact(tree, str, int, Decimal))
     if kind == Id:

@@ -1,6 +1,8 @@
 """Two accounts are held against each other: after a move nothing differs, and whatever is then changed is found."""
 
+import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +14,12 @@ from click.testing import CliRunner, Result
 from test_pairs import PAIRS, moved, two
 from test_plan import SMALL, broken, environment
 
-from crmclient import Client, Contact, FieldValue, Kind, Misconfigured, Ref, Tag
+from crmclient import Client, Company, Contact, FieldValue, Kind, Misconfigured, Ref, Tag
 from crmclient.cli import commands
 from crmclient.cli.demo import client_of, move, served
 from crmclient.clock import SystemClock
-from crmclient.entities import origin
+from crmclient.entities import Id, origin
+from crmclient.migration.matching import kind_of, mark
 from crmclient.migration.plan import draft, plan, to_toml
 from crmclient.migration.verify import Finding, Sign, Verdict, check
 from crmclient.registry import dialect
@@ -315,6 +318,105 @@ async def test_two_rows_with_the_mark_of_one_are_one_too_many() -> None:
         assert first.id != second.id
 
 
+@pytest.mark.asyncio
+async def test_a_mark_comes_after_the_ledger_and_before_any_guess() -> None:
+    async with two("kommo", "kommo", contacts=2) as (reading, writing, *_):
+        prepared = await draft(reading, writing)
+        contacts = [row async for row in reading.contacts.list()]
+        made: list[Id] = []
+        # Both say they came from the first one, and the second of them is what the ledger knows of.
+        for _ in contacts:
+            kept, _gone = writing.carried(evolve(contacts[0], company=None))
+            origin = mark(prepared.source.origin, Kind.CONTACT, contacts[0].id or 0)
+            made.append((await writing.contacts.create(evolve(kept, tags=(*kept.tags, Tag(origin))))).id or 0)
+        told: list[tuple[str, Id, Id]] = []
+
+        def paired(kind: str, *ids: Id) -> None:
+            told.append((kind, *ids))  # pyright: ignore[reportArgumentType]
+
+        pairs = {"contacts": iter([(contacts[0].id or 0, made[1])])}
+        _, rows = await found(reading, writing, pairs=pairs, paired=paired)
+        assert [(row.sign, row.source, row.target) for row in rows if row.kind == "contacts"] == [
+            (Sign.MISSING, contacts[1].id, None),
+            (Sign.EXTRA, None, made[0]),
+        ]
+        assert told == []
+        _, rows = await found(reading, writing, paired=paired)
+        assert ("contacts", contacts[0].id, made[0]) in told
+
+
+@pytest.mark.asyncio
+async def test_a_company_that_was_but_a_word_is_known_by_its_mark() -> None:
+    async with two("electrum", "kommo", contacts=6, companies=2) as (reading, writing, *_):
+        prepared = await draft(reading, writing)
+        names = {row.company.name async for row in reading.contacts.list() if row.company is not None}
+        ids: dict[Any, Any] = {}
+        for number, name in enumerate(sorted(map(str, names))):
+            tag = Tag(mark(prepared.source.origin, Kind.COMPANY, name))
+            ids[name] = (await writing.companies.create(Company(name=f"renamed {number}", tags=[tag]))).id
+        told: dict[Any, Any] = {}
+
+        def paired(kind: str, source: Id, target: Id) -> None:
+            told.update({source: target} if kind == "companies" else {})
+
+        read: list[Any] = []
+        _, rows = await found(reading, writing, paired=paired, source_row=read.append)
+        assert told == ids
+        assert {row.fields for row in rows if row.kind == "companies"} == {("name",)}
+        companies = [row.id for row in read if isinstance(row, Company)]
+        assert sorted(companies) == sorted(ids)
+
+
+@pytest.mark.asyncio
+async def test_pairs_that_were_told_are_what_a_ledger_would_have_said() -> None:
+    async with done("kommo", "amocrm") as (reading, writing, *_):
+        told: dict[str, dict[Id, Id]] = {}
+
+        def paired(kind: str, source: Id, target: Id) -> None:
+            told.setdefault(kind, {})[source] = target
+
+        read: Counter[str] = Counter()
+        verdict, rows = await found(reading, writing, paired=paired, source_row=lambda row: read.update([kind_of(row)]))
+        assert verdict.equal, rows
+        assert {kind: len(pairs) for kind, pairs in told.items()} == SMALL == dict(read)
+        verdict, rows = await found(reading, writing, pairs={kind: iter(pairs.items()) for kind, pairs in told.items()})
+        assert verdict.equal, rows
+
+
+# --------------------------------------------------------------------------------------------- both sides at once
+
+
+@pytest.mark.asyncio
+async def test_both_sides_are_read_side_by_side() -> None:
+    async with done("electrum", "kommo", contacts=250, companies=0, deals=0, tasks=0, notes=0) as (
+        reading,
+        writing,
+        *_,
+    ):
+        seen: list[str] = []
+        await check(reading, writing, told=lambda side, kind, rows: seen.append(side))
+        assert seen.index("target") < len(seen) - seen[::-1].index("source")
+        assert seen != sorted(seen)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.asyncio
+async def test_where_one_side_fails_the_other_is_not_left_behind(side: str) -> None:
+    async with done("kommo", "kommo") as (reading, writing, source, target):
+        made = await draft(reading, writing)
+        world = (source if side == "source" else target).world
+        crm = reading if side == "source" else writing
+        broken(crm, crm.dialect.resource(Contact), world.select("contact")[0]["id"])
+        before = asyncio.all_tasks()
+
+        def give_up(finding: Finding) -> None:
+            raise RuntimeError(finding.said)
+
+        with pytest.raises(RuntimeError, match="has another shape"):
+            await check(reading, writing, made, each=give_up)
+        assert asyncio.all_tasks() <= before
+
+
 # ------------------------------------------------------------------------------------------------- by which plan
 
 
@@ -381,8 +483,6 @@ def run(*words: str, env: dict[str, str]) -> Result:
 
 @pytest.mark.e2e
 def test_the_command_ends_with_what_it_found(tmp_path: Path) -> None:
-    import asyncio
-
     async def go(*sides: Client) -> Any:
         async with sides[0], sides[1]:
             made = await plan(*sides)

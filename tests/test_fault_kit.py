@@ -17,6 +17,7 @@ from crmclient.sandbox.server import face, serve
 from crmclient.sandbox.world import World
 from crmclient.testing.faults import FaultProxy, RawServer, leaks
 from crmclient.testing.plugin import Sandboxes
+from crmclient_electrum.sandbox import revoke_token
 
 pytest_plugins = ["pytester"]
 
@@ -30,16 +31,36 @@ pytest_plugins = ["pytester"]
         ("drop-after#3", Fault(action=Action.DROP_AFTER, nth=3)),
         ("status=502 POST /api/v4/leads#2", Fault(action=Action.STATUS, status=502, on="POST /api/v4/leads", nth=2)),
         ("throttle=2.5 GET *", Fault(action=Action.THROTTLE, seconds=2.5, on="GET *")),
+        ("html-after POST *", Fault(action=Action.HTML_AFTER, status=200, on="POST *")),
+        ("html-after=502", Fault(action=Action.HTML_AFTER, status=502)),
+        ("late POST *#3", Fault(action=Action.LATE, requests=3, on="POST *", nth=3)),
+        ("late=5", Fault(action=Action.LATE, requests=5)),
+        ("late=20s", Fault(action=Action.LATE, requests=None, seconds=20)),
     ],
 )
 def test_a_fault_is_written_in_a_line(text: str, fault: Fault) -> None:
     assert Fault.parse(text) == fault
 
 
-@pytest.mark.parametrize("text", ["", "explode", "status=abc", "html#0", "html#x", "delay=-1"])
+@pytest.mark.parametrize("text", ["", "explode", "status=abc", "html#0", "html#x", "delay=-1", "late=0", "late=-1s"])
 def test_a_line_that_is_no_fault_says_so(text: str) -> None:
     with pytest.raises(ValueError, match="is no fault"):
         Fault.parse(text)
+
+
+def test_every_request_can_be_decided_by_its_number_and_the_script_goes_before() -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def decide(method: str, path: str, number: int) -> Fault | None:
+        asked.append((method, path, number))
+        return Fault(action=Action.TEAR) if number in (2, 3) else None
+
+    script = Faults(decide=decide)
+    script.add("html POST /b")
+    told = [script.next(*each) for each in (("GET", "/a"), ("POST", "/b"), ("POST", "/b"), ("GET", "/a"))]
+    assert [fault and fault.action.value for fault in told] == [None, "html", "tear", None]
+    assert asked == [("GET", "/a", 1), ("POST", "/b", 2), ("POST", "/b", 3), ("GET", "/a", 4)]
+    assert script.count == 4
 
 
 def test_each_fault_counts_the_requests_it_is_about() -> None:
@@ -59,6 +80,10 @@ WHAT_COMES: dict[str, tuple[type[Exception] | None, int]] = {
     "status=502": (AmbiguousWrite, 0),
     "status-after=504": (AmbiguousWrite, 1),
     "html": (AmbiguousWrite, 0),
+    "html-after": (AmbiguousWrite, 1),
+    "html-after=502": (AmbiguousWrite, 1),
+    "late": (AmbiguousWrite, 0),
+    "kill-late": (AmbiguousWrite, 0),
     "throttle=1": (None, 1),
     "delay=3": (None, 1),
     "twice": (None, 2),
@@ -71,7 +96,7 @@ WHAT_COMES: dict[str, tuple[type[Exception] | None, int]] = {
 async def test_every_face_fails_as_it_is_told(
     crm_sandbox: Sandboxes, crm_faults: Faults, name: str, fault: str
 ) -> None:
-    """A torn answer is not always noticed where it is bytes of a form; what was made is what counts."""
+    """What was made is what counts, and what a request makes that outlived the connection."""
     sandbox = crm_sandbox(name, limits=False)
     async with sandbox.connect() as crm:
         await crm.contacts.create(Contact(name="To log in"))
@@ -84,6 +109,9 @@ async def test_every_face_fails_as_it_is_told(
                 await crm.contacts.create(Contact(name="Ivan"))
     assert sandbox.world.count("contact") == 1 + made
     assert len(crm_faults.done) == 1
+    late = fault in ("late", "kill-late")
+    assert await crm_faults.land() == late
+    assert sandbox.world.count("contact") == 1 + made + late
 
 
 @pytest.mark.e2e
@@ -100,7 +128,10 @@ async def test_a_real_connection_fails_as_one_without_a_socket_does(fault: str) 
                 else:
                     with pytest.raises(raised):
                         await crm.contacts.create(Contact(name="Ivan"))
-        assert world.count("contact") == made
+            assert world.count("contact") == made
+            late = fault in ("late", "kill-late")
+            assert await running.faults.land() == late
+            assert world.count("contact") == made + late
 
 
 @pytest.mark.e2e
@@ -123,6 +154,92 @@ def test_a_client_can_be_killed_once_the_vendor_has_acted(tmp_path: Path) -> Non
                 return child.returncode or 0, world.count("contact")
 
     assert asyncio.run(killed()) == (-9, 1)
+
+
+# ---------------------------------------------------------------------------------------------- what outlives its sender
+
+
+@pytest.mark.asyncio
+async def test_a_late_request_lands_before_the_last_of_so_many_further_ones_is_answered(
+    crm_sandbox: Sandboxes, crm_faults: Faults
+) -> None:
+    sandbox = crm_sandbox("kommo", limits=False)
+    async with sandbox.connect() as crm:
+        await crm.account()
+        crm_faults.add("late=2 POST *")
+        with pytest.raises(AmbiguousWrite):
+            await crm.contacts.create(Contact(name="Ivan"))
+        assert [row.name async for row in crm.contacts.list()] == []
+        assert [row.name async for row in crm.contacts.list()] == ["Ivan"]
+        assert await crm_faults.land() == 0
+        assert [row.name async for row in crm.contacts.list()] == ["Ivan"]
+
+
+@pytest.mark.asyncio
+async def test_a_late_request_may_go_by_the_sandboxs_clock(
+    crm_sandbox: Sandboxes, crm_faults: Faults, crm_clock: FakeClock
+) -> None:
+    sandbox = crm_sandbox("electrum", limits=False)
+    async with sandbox.connect() as crm:
+        crm_faults.add("late=20s POST *")
+        with pytest.raises(AmbiguousWrite):
+            await crm.contacts.create(Contact(name="Ivan"))
+        sent = int(crm_clock.now().timestamp())
+        for seconds, found in ((19, []), (2, ["Ivan"])):
+            crm_clock.advance(seconds)
+            assert [row.name async for row in crm.contacts.list()] == found
+    # It is dated by when it came, not by when it was sent.
+    assert sandbox.world.select("contact")[0]["created_at"] == sent + 21
+
+
+@pytest.mark.asyncio
+async def test_a_late_request_is_judged_when_it_lands(crm_sandbox: Sandboxes, crm_faults: Faults) -> None:
+    sandbox = crm_sandbox("electrum")
+    async with sandbox.connect() as crm:
+        crm_faults.add("late POST *")
+        with pytest.raises(AmbiguousWrite):
+            await crm.contacts.create(Contact(name="Ivan"))
+    revoke_token(sandbox.running.account, sandbox.running.credentials["token"])
+    assert await crm_faults.land() == 1
+    assert sandbox.world.count("contact") == 0
+
+
+class Killed(BaseException):
+    """No ``except Exception`` outlives it."""
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault, made, landing", [("kill-before", 0, 0), ("kill-after", 1, 0), ("kill-late", 0, 1)])
+async def test_in_one_process_a_kill_is_what_the_test_raises(
+    crm_sandbox: Sandboxes, crm_faults: Faults, fault: str, made: int, landing: int
+) -> None:
+    def kill(fault: Fault) -> None:
+        raise Killed(fault.action)
+
+    sandbox = crm_sandbox("kommo")
+    crm_faults.kill = kill
+    crm_faults.add(f"{fault} POST *")
+    with pytest.raises(Killed, match=fault):
+        async with sandbox.connect() as crm:
+            await crm.contacts.create(Contact(name="Ivan"))
+    assert sandbox.world.count("contact") == made
+    assert await crm_faults.land() == landing
+    assert sandbox.world.count("contact") == made + landing
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", dialect_names())
+async def test_somebody_else_works_in_the_account_meanwhile(crm_sandbox: Sandboxes, name: str) -> None:
+    sandbox, rows = crm_sandbox(name, limits=False), list[str | None]()
+    async with sandbox.connect() as crm:
+        await crm.contacts.create(Contact(name="To log in"))
+        before = sandbox.stats.requests
+        sandbox.running.meanwhile(lambda world: world.add("contact", {"name": "Walk-in"}), every=2)
+        while sandbox.stats.requests < before + 4:
+            rows = [row.name async for row in crm.contacts.list()]
+    walked_in = sandbox.stats.requests // 2 - before // 2
+    # The last of them came before the last request was answered, if it was that one's turn.
+    assert rows.count("Walk-in") == walked_in == sandbox.world.count("contact") - 1 >= 2
 
 
 # ------------------------------------------------------------------------------------------------------------- fixtures

@@ -16,9 +16,10 @@ from crmclient.cli import commands
 from crmclient.cli.demo import KINDS, MOVED, Report, served
 from crmclient.clock import SystemClock
 from crmclient.entities import FieldType, NoteKind
-from crmclient.migration.plan import Plan, UserMatch, capabilities, draft, from_toml, plan, to_toml
+from crmclient.migration.matching import mark, unmarked
+from crmclient.migration.plan import Plan, UserMatch, capabilities, draft, from_toml, markers, plan, to_toml
 from crmclient.migration.seen import Seen
-from crmclient.migration.translation import Translation
+from crmclient.migration.translation import FieldThere, Translation, marked
 from crmclient.registry import dialect
 from crmclient.sandbox.server import face
 from crmclient.sandbox.world import World, populate
@@ -261,6 +262,126 @@ def _words(fold: bool) -> Any:
     return from_toml(made).words()
 
 
+# ------------------------------------------------------------------------------------------------------- the marks
+
+
+def test_an_origin_is_one_short_word_whatever_a_row_is_known_by() -> None:
+    begin = "crm:electrum:localhost:8080:"
+    assert mark(begin, Kind.CONTACT, 4821) == f"{begin}contact:4821"
+    named = {mark(begin, Kind.COMPANY, name) for name in ("ООО «Ромашка, Лютик»", "Acme Ltd", "x" * 300, "Acme, Ltd")}
+    assert len(named) == 4
+    assert all(each.isascii() and not {*each} & {*" ,"} and len(each) < 64 for each in named)
+    assert all(unmarked(Contact(tags=[each]))[1] == (each,) for each in named)
+
+
+def test_a_mark_is_no_content_in_whichever_form_it_was_left() -> None:
+    one, other = "crm:kommo:old:contact:1", "crm:amoxml:older:8080:contact:7"
+    age = FieldValue("5", field=Ref(Kind.FIELD, 3), name="Age")
+    row = Contact(
+        id=1,
+        tags=["vip", one, "crm:mine", f"see {one}", "crm:kommo:old:car:1"],
+        fields=[
+            age,
+            FieldValue(other, field=Ref(Kind.FIELD, 4), name="Origin"),
+            FieldValue("x", code="CRMCLIENT_ORIGIN"),
+        ],
+    )
+    plain, origins = unmarked(row)
+    assert origins == (one, other)
+    assert [tag.name for tag in plain.tags] == ["vip", "crm:mine", f"see {one}", "crm:kommo:old:car:1"]
+    assert plain.fields == (age,)
+    assert unmarked(plain) == (plain, ())
+    assert unmarked(Task(text=one)) == (Task(text=one), ())
+
+
+@pytest.mark.parametrize("how", ["field", "tag"])
+def test_what_is_marked_is_unmarked_as_it_was(how: str) -> None:
+    row, there = Contact(name="A", tags=["vip"]), FieldThere(9, "CRMCLIENT_ORIGIN", None, FieldType.TEXT)
+    origin = mark("crm:kommo:old:", Kind.CONTACT, 1)
+    with_it = marked(row, origin, how, there)
+    assert with_it != row
+    assert unmarked(with_it) == (row, (origin,))
+    assert marked(row, origin, "off", there) == row
+    assert marked(Task(text="a"), origin, how, there) == Task(text="a")
+    if how == "field":
+        assert marked(row, origin, how) == row
+
+
+def test_marks_of_an_earlier_move_are_neither_carried_nor_lost() -> None:
+    row = Contact(
+        id=1, name="A", tags=["vip", "crm:kommo:old:contact:1"], fields=[FieldValue("x", code="CRMCLIENT_ORIGIN")]
+    )
+    with Seen() as seen:
+        there = Translation(dialect("kommo"), dialect("electrum"), from_toml(_nothing()).words(), seen)(row)
+    assert [tag.name for tag in there.row.tags] == ["vip"]
+    assert not [*there.losses()]
+
+
+@pytest.mark.parametrize("goal, way", [("kommo", "field"), ("amocrm", "tag"), ("amoxml", "tag"), ("electrum", "tag")])
+@pytest.mark.asyncio
+async def test_a_plan_marks_as_well_as_its_target_can_and_as_it_is_told(goal: str, way: str) -> None:
+    def furnish(full: World, empty: World) -> None:
+        for world in (full, empty):
+            world.add("field", {"entity": "contact", "code": "CRMCLIENT_ORIGIN", "name": "Origin", "type": "text"})
+        full.add("contact", {"name": "before", "tags": ["crm:kommo:old:contact:1"]})
+
+    async with two("kommo", goal, furnish=furnish, contacts=2) as (reading, writing, *_):
+        made = await plan(reading, writing)
+        assert made.marker == way
+        assert "CRMCLIENT_ORIGIN" not in {each.code for each in made.fields}
+        assert not made.tags or made.tags["different"] == len(
+            {tag.name async for each in reading.contacts.list() for tag in each.tags} - {"crm:kommo:old:contact:1"}
+        )
+        assert made.quarantine == writing.dialect.quarantine
+        off = await draft(reading, writing, marker="off", quarantine=1, allow=["not empty"])
+        assert (off.marker, off.quarantine, off.allow) == ("off", 1.0, ("not empty",))
+        if way == "tag":
+            with pytest.raises(Misconfigured, match="can keep no origin by marker 'field': tag or off"):
+                await draft(reading, writing, marker="field")
+
+
+def test_a_dialect_without_tags_and_fields_is_not_marked() -> None:
+    spoken = dialect("electrum")
+    contacts = spoken.resource(Contact)
+    without = evolve(contacts, fields={name: through for name, through in contacts.fields.items() if name != "tags"})
+    assert markers(evolve(spoken, resources={**spoken.resources, Contact: without})) == ("off",)
+
+
+# ------------------------------------------------------------------------------------------------ what stands in the way
+
+
+def test_what_would_stop_a_move_is_said_with_what_lets_it_go_on() -> None:
+    made = from_toml(_nothing(users=[{"source": 1, "rows": 3}]))
+    assert made.hindrances() == []
+    made = evolve(
+        made,
+        unmatched="refuse",
+        source=evolve(made.source, currency="RUB"),
+        target=evolve(made.target, currency="EUR", rows={"contacts": 3, "deals": 0}, at_least=("contacts",)),
+    )
+    assert made.hindrances() == [
+        'the target is not empty: it has more than 3 contacts: to move into it all the same, add "not empty" to allow',
+        'prices are in RUB and go as they are into an account of EUR: if that is meant, add "other currency" to allow',
+        '1 users have no like in the target, and unmatched = "refuse": nothing is to be moved so: give each a target, or '
+        'set unmatched to "me" or to the id of a user of the target',
+    ]
+    allowed = evolve(made, allow=("other currency", "not empty"), unmatched="me")
+    assert allowed.hindrances() == []
+    # What is there now counts, not what was there.
+    assert len(made.hindrances({"contacts": 0})) == 2
+    assert len(evolve(made, unmatched="me", allow=("other currency",)).hindrances({"notes": 1})) == 1
+
+
+def test_how_a_move_goes_is_a_decision_of_the_plan() -> None:
+    made = from_toml(NOTHING)
+    edits = [{"marker": "tag"}, {"quarantine": 1.0}, {"allow": ("not empty",)}, {"allow": ("other currency",)}]
+    assert len({evolve(made, **edit).digest for edit in [{}, *edits]}) == 5
+    again = from_toml(to_toml(evolve(made, quarantine=0.0)))
+    assert (again.quarantine, again.marker, again.allow) == (0.0, "off", ())
+    assert "\nallow = []\n" in to_toml(made)
+    assert from_toml(NOTHING + "quarantine = 90\n").quarantine == 90
+
+
 # ------------------------------------------------------------------------------------------------------ warnings
 
 
@@ -421,6 +542,11 @@ def _nothing(**more: list[dict[str, Any]]) -> str:
             ),
             "all of it: choose one",
         ),
+        (lambda text: text + "quarantine = -1\n", "plan.toml: .*'quarantine' must be >= 0"),
+        (lambda text: text + "quarantine = inf\n", "plan.toml: .*'quarantine' must be < inf"),
+        (lambda text: text + "quarantine = true\n", "plan.toml: quarantine: expected int or float, got True"),
+        (lambda text: text + "marker = 'label'\n", "plan.toml: .*'marker' must be in"),
+        (lambda text: text + "allow = ['anything']\n", "plan.toml: .*'allow' must be in"),
         (lambda text: text.replace("2026-03-01T09:00:00Z", "yesterday"), "plan.toml: made: .*yesterday"),
         (lambda text: text.replace('account = "a", ', ""), "plan.toml: source: Side lacks account"),
     ],
@@ -490,13 +616,16 @@ def test_the_command_writes_nothing_but_the_plan(tmp_path: Path) -> None:
 
             users = tmp_path / "users.csv"
             users.write_text("# source,target\ng@x.example,Anna Lindqvist\n", encoding="utf-8")
-            told = run("old", "new", "--users", str(users), "--unmatched", "refuse", "--json", env=env)
+            ways = ("--unmatched", "refuse", "--marker", "off", "--allow", "not empty", "--quarantine", "1.5")
+            told = run("old", "new", "--users", str(users), *ways, "--json", env=env)
             assert told.exit_code == 0, told.output
             tree = json.loads(told.stdout)
-            assert (tree["refused"], tree["moves"]) == (False, dict(made.moves))
+            assert (tree["refused"], tree["moves"], tree["hindrances"]) == (False, dict(made.moves), [])
+            assert (tree["marker"], tree["allow"], tree["quarantine"]) == ("off", ["not empty"], 1.5)
             refused = run("old", "new", "--unmatched", "refuse", env=env)
             assert refused.exit_code == 1
-            assert 'unmatched = "refuse": nothing is to be moved so' in refused.stdout
+            assert refused.stdout.count('unmatched = "refuse": nothing is to be moved so') == 1
+            assert "✗ 1 users have no like in the target" in refused.stdout
             users.write_text("g@x.example\n", encoding="utf-8")
             assert (
                 "users.csv, line 1: each line is source,target"

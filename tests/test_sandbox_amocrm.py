@@ -1435,6 +1435,28 @@ async def test_the_interfaces_own_calls_delete_behind_a_switch() -> None:
         assert errors == {"update": {str(contact): "Element not found"}}
 
 
+@pytest.mark.asyncio
+async def test_a_query_does_not_find_what_its_index_has_not_got_round_to() -> None:
+    async with shop(index_lag="5s") as it:
+        id = await it.add("contacts", name="Ivan")
+        assert await it.items("contacts", query="Ivan") == []
+        assert [row["id"] for row in await it.items("contacts")] == [id]
+        assert (await it.one("contacts", id))["name"] == "Ivan"
+        it.clock.advance(5)
+        assert [row["id"] for row in await it.items("contacts", query="Ivan")] == [id]
+
+
+@pytest.mark.asyncio
+async def test_filters_that_are_not_heeded_give_every_row_with_200() -> None:
+    async with shop(ignore_filters=True, contacts=4) as it:
+        assert len(await it.items("contacts", query="nobody", responsible_user_id=1)) == 4
+        assert len(await it.items("leads", **{"filter[active]": 1, "status": 1})) == it.world.count("deal")
+        later = {"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}
+        assert len((await it.http.get("/api/v2/contacts", headers=later)).json()["_embedded"]["items"]) == 4
+        (first, *_) = it.world.select("contact")
+        assert (await it.one("contacts", first["id"]))["id"] == first["id"]
+
+
 # --- the face --------------------------------------------------------------------------------------------------------
 
 

@@ -1114,6 +1114,34 @@ async def test_text_is_escaped_and_what_xml_cannot_hold_is_dropped():
         assert root.findtext("contact/name") == name.translate(dict.fromkeys([0, 0x0B, 0x1B, 0xFFFE]))
 
 
+@pytest.mark.asyncio
+async def test_a_search_does_not_find_what_its_index_has_not_got_round_to():
+    async with opened(index_lag="3") as crm:
+        id = await crm.add()
+
+        async def found(page, **fields):
+            return [
+                row.findtext("id") for tag in ("contact", "deal") for row in (await crm.send(page, **fields)).iter(tag)
+            ]
+
+        # By name and by tag: three requests do not find it, the fourth does.
+        assert await found("contact_search.php", SEARCH="Петров") == []
+        assert await found("contact_search.php", SEARCH="второй тег") == []
+        assert await found("contacts.php") == [str(id)]
+        assert await found("contact_search.php", SEARCH="второй тег") == [str(id)]
+        deal = bargain(crm.world, name="New", contacts=[{"id": id, "main": True}])
+        # Nor by its contact, which the index knows.
+        assert await found("deal_search.php", SEARCH="Петров") == []
+        assert str(deal) in await found("deals.php")
+
+
+@pytest.mark.asyncio
+async def test_a_search_that_is_not_heeded_gives_every_row():
+    async with opened(world=peopled(contacts=6, companies=2, deals=5), ignore_filters=True) as crm:
+        assert len((await crm.send("contact_search.php", SEARCH="nobody")).findall("contacts/contact")) == 8
+        assert len((await crm.send("deal_search.php", SEARCH="nobody")).findall("deals/deal")) == 5
+
+
 # --- switches, script, the face
 
 VOCABULARY = ("phone-tag", "item-tag", "user-name", "id-form", "tag-case", "comments", "child-order", "empties")

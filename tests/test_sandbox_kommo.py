@@ -1576,6 +1576,53 @@ async def test_the_other_side_of_the_smaller_switches() -> None:
         assert (await it.get(f"leads/{lead}")).json()["custom_fields_values"] is None
 
 
+@pytest.mark.parametrize("lag", ["3", "60s"])
+@pytest.mark.asyncio
+async def test_a_lagging_index_hides_what_is_new_from_query_and_filters_but_not_from_lists(lag: str) -> None:
+    async with shop(index_lag=lag) as it:
+        old, at = await it.made("contacts", {"name": "Ivan", "created_at": 1}), int(it.clock.now().timestamp())
+        it.clock.advance(60)
+        for _ in range(3):
+            await it.get("account")
+        # What it says of its own age deceives nobody.
+        new = await it.made("contacts", {"name": "Ivan", "created_at": 1})
+        note = await it.made(f"contacts/{new}/notes", {"note_type": "common", "params": {"text": "a"}})
+
+        async def found(**params: Any) -> list[int]:
+            answer = await it.get("contacts", **params)
+            return [] if answer.status_code == 204 else [row["id"] for row in answer.json()["_embedded"]["contacts"]]
+
+        if lag == "3":
+            # The note was the first request after it; here are the second and the third.
+            assert await found(query="Ivan") == [old]
+            assert await found(query="Ivan") == [old]
+        else:
+            it.clock.advance(59)
+            assert await found(query="Ivan") == [old]
+            assert await found(**{"filter[updated_at][from]": at}) == [old]
+            assert await found(**{"filter[id][]": new}) == [new]
+            assert await found() == [old, new]
+            assert (await it.get("contacts/notes", **{"filter[note_type]": "common"})).status_code == 204
+            assert (await it.get("contacts/notes")).json()["_embedded"]["notes"][0]["id"] == note
+            assert (await it.get(f"contacts/{new}")).status_code == 200
+            it.clock.advance(1)
+        assert await found(query="Ivan") == [old, new]
+
+
+@pytest.mark.asyncio
+async def test_filters_that_are_not_heeded_give_every_row_with_200() -> None:
+    async with shop(ignore_filters=True, contacts=5) as it:
+        for path, params in (
+            ("contacts", {"query": "nobody"}),
+            ("contacts", {"filter[id][]": 1}),
+            ("leads", {"filter[name]": "x"}),
+            ("tasks", {"filter[is_completed]": 1}),
+        ):
+            assert len((await it.get(path, **params)).json()["_embedded"][path]) == 5
+        notes = (await it.get("leads/notes", **{"filter[updated_at]": 2**31})).json()["_embedded"]["notes"]
+        assert len(notes) == it.world.count("note", {"target_kind": "deal"}) > 0
+
+
 @pytest.mark.asyncio
 async def test_the_script_is_six_lines_with_the_credential_in_it() -> None:
     async with shop() as it:

@@ -1,6 +1,7 @@
 """The world keeps what it is given, all or nothing, and answers about 100,000 rows without reading them."""
 
 import gc
+import itertools
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -64,6 +65,36 @@ def test_ids_grow_and_have_gaps(world):
     ids = world.add_many("contact", [{"name": str(n)} for n in range(50)])
     assert ids == sorted(set(ids))
     assert ids[-1] - ids[0] > 60
+
+
+def test_ids_can_grow_by_chance_and_the_same_seed_gives_the_same(clock):
+    def ids(seed):
+        with World(clock=clock, sparse=seed) as world:
+            populate(world, contacts=40)
+            with world.copy() as copy:
+                assert copy.next_id() == world.next_id()
+            return [row["id"] for row in world.select("contact")]
+
+    grown = ids(7)
+    steps = {after - before for before, after in itertools.pairwise(grown)}
+    assert grown == sorted(grown) == ids(7) != ids(8)
+    assert len(steps) > 30
+    assert min(steps) >= 1
+    assert max(steps) > 500
+
+
+def test_what_a_lagging_search_has_not_got_round_to_is_asked_by_when_ids_were_given_out(world, clock):
+    first = world.add("contact", {"name": "A"})
+    clock.advance(10)
+    second = world.add("contact", {"name": "A"})
+    with pytest.raises(ZeroDivisionError), world.transaction():
+        world.add("contact", {"name": "never"})
+        raise ZeroDivisionError
+    clock.advance(10)
+    assert (world.newest_at(-1) < first, world.newest_at(5), world.newest_at(10)) == (True, first, second)
+    assert world.newest_at(20) == world.newest == second
+    where = {"name": "A", "id": [first, second], "indexed": Range(high=world.newest_at(5))}
+    assert [row["id"] for row in world.select("contact", where=where)] == [first]
 
 
 def test_a_row_comes_back_with_every_key_and_the_time_it_was_made(world, clock):

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from crmclient.sandbox.server import Account, App, Face, Setting, SlidingLimit, Switch, Verdict
+from crmclient.sandbox.server import LAGS, Account, App, Face, Setting, SlidingLimit, Switch, Verdict
 from crmclient.sandbox.world import Condition, Contains, Not, Row, World
 
 Pairs: TypeAlias = list[tuple[str, str]]
@@ -59,6 +59,8 @@ SWITCHES: Final[Mapping[str, Switch]] = {
     ),
     "rows": Switch("30", ("30", "10", "100"), "§3: unasked it is the user's own setting of the list"),
     "rows-at-most": Switch("any", ("any", "100", "500"), "§3: how many rows may be asked for is not said"),
+    "ignore-filters": Switch(False, _ON, "§3: what a SEARCH that is not heeded gets; every row, as from the list"),
+    "index-lag": Switch("none", LAGS, "§3: how soon SEARCH finds a new row is not said"),
     "many-searches": Switch("last", ("last", "any"), "§3: several SEARCH were seen in one query; PHP keeps the last"),
     "slash-dates": Switch(True, _ON, "§7.5: the seed's example is month first, with slashes and a one-digit hour"),
     "zone": Switch("account", ("account", "utc"), "§7.5: whose time END_DATE is in is not said"),
@@ -589,7 +591,7 @@ def _listed(ask: Ask, tag: str, sources: Sequence[Source], show: Show, *, paging
 
 
 def _words(ask: Ask) -> list[str]:
-    words = [word.strip() for word in ask.words]
+    words = [] if ask.switch("ignore-filters") else [word.strip() for word in ask.words]
     return words[-1:] if ask.switch("many-searches") == "last" else words
 
 
@@ -606,7 +608,11 @@ def _matching(ask: Ask, kind: str, word: str) -> list[Mapping[str, Condition]]:
     if tags:
         tagged = ask.world.select(kind, where={"tags": Not("[]")})
         found.append({"id": [row["id"] for row in tagged if tags.intersection(row["tags"])]})
-    return [{**condition, "deleted": False} for condition in found]
+    return [{**condition, "deleted": False, **_indexed(ask)} for condition in found]
+
+
+def _indexed(ask: Ask) -> Mapping[str, Condition]:
+    return ask.account.indexed(ask.switch("index-lag"))
 
 
 def list_contacts(ask: Ask) -> list[Node]:
@@ -634,7 +640,7 @@ def search_deals(ask: Ask) -> list[Node]:
         if word:
             for kind, key in (("contact", "contact"), ("company", "company_id")):
                 ids = [row["id"] for row in ask.world.select(kind, where=_matching(ask, kind, word))]
-                found.append({key: ids, "deleted": False})
+                found.append({key: ids, "deleted": False, **_indexed(ask)})
     return _listed(ask, "deals", [("deal", found or _ALL)], _deal, paging=bool(ask.switch("search-paging")))
 
 

@@ -10,7 +10,7 @@ import random
 import re
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote_plus, urlsplit
@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from crmclient.clock import Clock
-from crmclient.sandbox.server import Account, App, Face, SlidingLimit, Switch, Verdict
+from crmclient.sandbox.server import LAGS, Account, App, Face, SlidingLimit, Switch, Verdict
 from crmclient.sandbox.world import LOST, WON, Condition, Contains, Range, Row, World
 
 Json: TypeAlias = Any
@@ -40,6 +40,8 @@ SWITCHES: Final[Mapping[str, Switch]] = {
     "bare-field-create": Switch(True, _ON, "§4.7: Kommo prints a bare model for one created custom field"),
     "shuffle-answers": Switch(False, _ON, "§5: no source promises the order of a batch's answer"),
     "api-filter": Switch(True, _ON, "§3.5: entity filters are an option; without it presumably ignored with 200"),
+    "ignore-filters": Switch(False, _ON, "§3.5: a filter that is not heeded is a 200 with every row; here none is"),
+    "index-lag": Switch("none", LAGS, "§3.5: how soon query and filters find a new row is not said"),
     "strictly-after": Switch(True, _ON, "§3.5: filter[updated_at]=n is 'after' n; whether n belongs is not said"),
     "next-on-last-page": Switch(False, _ON, "§3.1: some methods give a next link on every page"),
     "empty-links-204": Switch(True, _ON, "§3.1, §4.13: an empty list is 204; for links nobody looked"),
@@ -1310,7 +1312,7 @@ class Kommo:
     def _conditions(self, call: Call, spec: Spec) -> tuple[list[Mapping[str, Condition]], Callable[[Row], bool] | None]:
         """§3.5: alternatives for the world, and what only a look at each row can tell. Unknown names are ignored."""
         where: dict[str, Condition] = {}
-        asked = call.filter if self.on["api-filter"] or not spec.paid_filter else {}
+        asked = self._heeded(call) if self.on["api-filter"] or not spec.paid_filter else {}
         for name, node in asked.items():
             if name in spec.spans:
                 where[spec.spans[name]] = _span(node)
@@ -1318,8 +1320,9 @@ class Kommo:
                 texts = _many(node)
                 where[spec.many[name]] = texts if name == "name" else [_number(text) for text in texts]
         query = call.asked.get("query")
-        if spec.kind != "task" and isinstance(query, str) and query:
+        if spec.kind != "task" and isinstance(query, str) and query and not self.on["ignore-filters"]:
             where["search"] = Contains(query)
+        where |= self._indexed({*asked, *where})
         if spec.kind == "task":
             where |= self._task_conditions(asked)
         if "closest_task_at" in asked and spec.kind != "task":
@@ -1347,6 +1350,13 @@ class Kommo:
         fields = {str(field["id"]): field for field in self._fields(spec.kind)}
         tests = [(fields[id], node) for id, node in cast(Row, wanted).items() if id in fields]
         return alternatives, lambda row: all(_holds(field, node, row) for field, node in tests)
+
+    def _heeded(self, call: Call) -> Row:
+        return {} if self.on["ignore-filters"] else call.filter
+
+    def _indexed(self, asked: Collection[str]) -> Mapping[str, Condition]:
+        """Who asks for more than ids asks an index, which may be behind."""
+        return self.account.indexed(self.on["index-lag"]) if {*asked} - {"id"} else {}
 
     def _task_conditions(self, asked: Row) -> dict[str, Condition]:
         where = self._after(asked)
@@ -1977,8 +1987,8 @@ class Kommo:
 
     def list_notes(self, call: Call) -> Response:
         _, kind, entity = self._of(call)
-        asked = call.filter
-        where: dict[str, Condition] = {"target_kind": kind, **self._after(asked)}
+        asked = self._heeded(call)
+        where: dict[str, Condition] = {"target_kind": kind, **self._after(asked), **self._indexed(asked)}
         if "id" in asked:
             where["id"] = [_number(text) for text in _many(asked["id"])]
         if "entity_id" in asked:

@@ -23,6 +23,10 @@ COMMANDS: Final = {
     "update": ("crmclient.cli.rows", "Change the rows that the lines of a file name by their id."),
     "export": ("crmclient.cli.rows", "Write every row as a line of JSON or CSV."),
     "plan": ("crmclient.cli.plan", "Say what a move between two accounts would do, lose and take."),
+    "migrate": ("crmclient.cli.migrate", "Carry out a plan, or go on with it: each row once."),
+    "status": ("crmclient.cli.migrate", "Say how a move stands, also while it goes on."),
+    "report": ("crmclient.cli.migrate", "Tell what a move has come to, for people or for machines."),
+    "adopt": ("crmclient.cli.migrate", "Make a lost ledger anew from what is in the target."),
     "check": ("crmclient.cli.check", "Compare two accounts, row by row and field by field."),
 }
 

@@ -30,7 +30,7 @@ from crmclient.serial import to_tree
 
 # rclone's exit codes, as far as they mean something here.
 DIFFERENT, AGAIN, FATAL, TOO_LATE = 1, 5, 7, 10
-_LATER: Final = (RateLimited, Unavailable, TransportError, DeadlineExceeded)
+LATER: Final = (RateLimited, Unavailable, TransportError, DeadlineExceeded)
 _NAME: Final = 40
 
 
@@ -66,7 +66,7 @@ def run_check(
             click.echo(json_line(to_tree(finding)) if as_json else in_words(finding))
 
     try:
-        plan = None if file is None else _read(file)
+        plan = None if file is None else read_plan(file)
         reading, compared = both(source, target)
         for said in plan.outdated(reading, compared) if plan is not None else ():
             say(f"warning: {said}")
@@ -75,7 +75,7 @@ def run_check(
     except CRMError as error:
         say(f"error: {error}")
         code = TOO_LATE if within is not None and isinstance(error, DeadlineExceeded) else FATAL
-        raise click.exceptions.Exit(AGAIN if code is FATAL and isinstance(error, _LATER) else code) from None
+        raise click.exceptions.Exit(AGAIN if code is FATAL and isinstance(error, LATER) else code) from None
     except BrokenPipeError:
         # Whoever read has gone, and nobody knows whether all is equal.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +97,8 @@ async def _checked(
             return await check(source, target, plan, each=each, told=told)
 
 
-def _read(file: Path) -> Plan:
+def read_plan(file: Path) -> Plan:
+    """The plan of a file. Raises Misconfigured."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as wrong:

@@ -3,10 +3,10 @@
 import asyncio
 import csv
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.box import SIMPLE
@@ -21,7 +21,7 @@ from crmclient.client import Client
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
 from crmclient.migration.matching import KINDS
-from crmclient.migration.plan import Cost, Plan, Side, Told, plan, to_toml
+from crmclient.migration.plan import ALLOWABLE, MARKERS, Cost, Plan, Side, Told, plan, to_toml
 from crmclient.profiles import connected, credentials, find, stored_token
 from crmclient.serial import to_tree
 
@@ -47,8 +47,32 @@ _SHOWN: Final = 12
     metavar="WHO",
     help="Whose the rows of users without a like are: me (the owner of the credentials), a user's id, or refuse.",
 )
+@click.option(
+    "--marker",
+    type=click.Choice(MARKERS),
+    help="How rows say where they came from: in a custom field, by a tag, or not at all. Else the best TARGET can do.",
+)
+@click.option(
+    "--allow", type=click.Choice(ALLOWABLE), multiple=True, help="Move all the same where this would stop it."
+)
+@click.option(
+    "--quarantine",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long a create whose answer was lost may still land. Else what is known of TARGET.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The plan as one JSON object on stdout, and nothing else.")
-def run_plan(source: str, target: str, out: Path | None, users: Path | None, unmatched: Id, as_json: bool) -> None:
+def run_plan(
+    source: str,
+    target: str,
+    out: Path | None,
+    users: Path | None,
+    unmatched: Id,
+    marker: str | None,
+    allow: tuple[str, ...],
+    quarantine: float | None,
+    as_json: bool,
+) -> None:
     """Say what moving SOURCE into TARGET would do: rows, users, stages, fields, what is lost, how long it takes.
 
     Both are profiles of crmclient.toml. SOURCE is read whole, TARGET is looked at; nothing is written to either. Edit
@@ -63,12 +87,14 @@ def run_plan(source: str, target: str, out: Path | None, users: Path | None, unm
         raise fail(f"{out} is there already, and may have been edited: choose another name, or remove it")
     people = {} if users is None else _people(users)
     reading, looked_at = both(source, target)
+    ways: dict[str, Any] = {"unmatched": unmatched, "marker": marker, "allow": allow, "quarantine": quarantine}
     with counting(as_json) as told:
-        made = asyncio.run(_planned(reading, looked_at, people, unmatched, told))
+        made = asyncio.run(_planned(reading, looked_at, told, people=people, **ways))
     if out is not None:
         _write(out, made)
     if as_json:
-        click.echo(json_line({**to_tree(made), "digest": made.digest, "refused": made.refused}))
+        derived = {"digest": made.digest, "refused": made.refused, "hindrances": made.hindrances()}
+        click.echo(json_line({**to_tree(made), **derived}))
     else:
         _show(made)
         say(f"written to {out}" if out is not None else "nothing is kept of this; --out plan.toml writes it down")
@@ -76,9 +102,9 @@ def run_plan(source: str, target: str, out: Path | None, users: Path | None, unm
         raise click.exceptions.Exit(1)
 
 
-async def _planned(source: Client, target: Client, people: Mapping[str, str], unmatched: Id, told: Told) -> Plan:
+async def _planned(source: Client, target: Client, told: Told, **ways: Any) -> Plan:
     async with source, target:
-        return await plan(source, target, people=people, unmatched=unmatched, told=told)
+        return await plan(source, target, told=told, **ways)
 
 
 def _people(file: Path) -> dict[str, str]:
@@ -109,15 +135,18 @@ def _write(out: Path, made: Plan) -> None:
 # ---------------------------------------------------------------------------------------------- shared with `check`
 
 
-def both(source: str, target: str) -> tuple[Client, Client]:
-    """Clients of two profiles that cannot write. Raises Misconfigured where both are one account."""
+def both(source: str, target: str, *, writing: bool = False) -> tuple[Client, Client]:
+    """Clients of two profiles that cannot write, save ``writing`` to the target. Raises Misconfigured for one account."""
     profiles = [find(where) for where in (source, target)]
     if profiles[0].address.lower() == profiles[1].address.lower():  # whatever the dialect, and whoever logs in
         raise Misconfigured(f"{source} and {target} are the same account: {profiles[0].address}")
     # Before any event loop runs: a prompt inside one would swallow Ctrl-C.
     given = [credentials(each, asyncio.run(stored_token(each)), ask=ask()) for each in profiles]
-    reading, looked_at = (connected(*each, read_only=True) for each in zip(profiles, given, strict=True))
-    return reading, looked_at
+    reading, there = (
+        connected(profile, each, read_only=profile is profiles[0] or not writing)
+        for profile, each in zip(profiles, given, strict=True)
+    )
+    return reading, there
 
 
 @contextmanager
@@ -156,8 +185,12 @@ def _show(made: Plan) -> None:
         console.print(Text(harmless(f"made up     {each.what} of {each.rows}: {each.how}")), soft_wrap=True)
     for side, cost in (("source", made.source_cost), ("target", made.target_cost)):
         console.print(Text(f"{side:<11} {_cost(cost)}"), soft_wrap=True)
+    stopping = made.hindrances()
     for warning in made.warnings:
-        console.print(Text(harmless(f"! {warning}")), soft_wrap=True)
+        if not any(each.startswith(warning) for each in stopping):
+            console.print(Text(harmless(f"! {warning}")), soft_wrap=True)
+    for each in stopping:
+        console.print(Text(harmless(f"✗ {each}")), soft_wrap=True)
 
 
 def _named(side: Side) -> str:
@@ -218,10 +251,10 @@ def _cost(cost: Cost) -> str:
     sizes = ", ".join(f"{number} {kind}" for kind, number in cost.batches.items())
     most = f"; a request makes at most {sizes}" if sizes else ""
     total = sum(cost.requests.values())
-    return f"{total} requests ({requests}), at {cost.rate} {_lasting(cost.minutes)}{most}"
+    return f"{total} requests ({requests}), at {cost.rate} {lasting(cost.minutes)}{most}"
 
 
-def _lasting(minutes: float) -> str:
+def lasting(minutes: float) -> str:
     if minutes < 1:
         return "less than a minute"
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

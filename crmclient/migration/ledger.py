@@ -77,8 +77,9 @@ CREATE TABLE item (kind TEXT, src, state TEXT, tgt, batch INTEGER, digest BLOB, 
                    above, name TEXT, error TEXT, PRIMARY KEY (kind, src)) WITHOUT ROWID;
 CREATE UNIQUE INDEX one_target ON item (kind, tgt) WHERE tgt IS NOT NULL;
 CREATE INDEX unsettled ON item (state, batch) WHERE state IN ('intent', 'made');
-CREATE TABLE batch (id INTEGER PRIMARY KEY, kind TEXT, body_hash BLOB, sent_at TEXT, watermark INTEGER, outcome TEXT);
-CREATE TABLE row (seq INTEGER PRIMARY KEY, kind TEXT, src, tree TEXT);
+CREATE TABLE batch (id INTEGER PRIMARY KEY, kind TEXT, body_hash BLOB, sent_at TEXT, watermark INTEGER,
+                    certain INTEGER DEFAULT 0, outcome TEXT);
+CREATE TABLE row (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, src, tree TEXT);
 CREATE INDEX in_order ON row (kind, seq);
 CREATE UNIQUE INDEX one_row ON row (kind, src);
 CREATE TABLE page (pass INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER, ended INTEGER);
@@ -134,13 +135,17 @@ class Fresh:
 
 @frozen(kw_only=True)
 class Batch:
-    """Rows that were to be made by one request. ``outcome`` is None while nobody knows it."""
+    """Rows that were to be made by one request. ``outcome`` is None while nobody knows it.
+
+    ``certain``: the answer said that they were made, and did not tell their ids.
+    """
 
     id: int
     kind: str
     sources: tuple[Id, ...]
     sent_at: datetime
     watermark: int
+    certain: bool = False
     outcome: str | None = None
 
 
@@ -302,7 +307,8 @@ class Ledger:
         return new
 
     def _noted(self, fresh: Fresh) -> bool:
-        told = (fresh.kind, fresh.source, fresh.state, digest(fresh.row), fresh.above, fresh.name, fresh.error)
+        hashed = None if fresh.row is None else digest(fresh.row)
+        told = (fresh.kind, fresh.source, fresh.state, hashed, fresh.above, fresh.name, fresh.error)
         sql = "INSERT OR IGNORE INTO item (kind, src, state, digest, above, name, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
         if not self.db.execute(sql, told).rowcount:
             return False
@@ -343,9 +349,11 @@ class Ledger:
             )
         return Batch(id=id, kind=kind, sources=tuple(sources), sent_at=at, watermark=watermark)
 
-    def settle(self, batch: Batch, became: Mapping[Id, Settled], outcome: str | None) -> None:
+    def settle(self, batch: Batch, became: Mapping[Id, Settled], outcome: str | None, *, certain: bool = False) -> None:
         """What became of a batch's rows; those not named stay in doubt, and then there is no outcome yet."""
         with self.commit(f"settle {batch.kind}"):
+            if certain:
+                self.db.execute("UPDATE batch SET certain = 1 WHERE id = ?", (batch.id,))
             for source, told in became.items():
                 self._became(batch.kind, source, told, None if told.state is State.PENDING else batch.id)
             if outcome is not None:
@@ -405,10 +413,17 @@ class Ledger:
 
     def open_batches(self) -> list[Batch]:
         """Requests whose outcome nobody knows, the oldest first."""
-        found = self.db.execute("SELECT id, kind, sent_at, watermark FROM batch WHERE outcome IS NULL ORDER BY id")
+        sql = "SELECT id, kind, sent_at, watermark, certain FROM batch WHERE outcome IS NULL ORDER BY id"
         return [
-            Batch(id=id, kind=kind, sources=self._sources(id), sent_at=datetime.fromisoformat(at), watermark=mark)
-            for id, kind, at, mark in found.fetchall()
+            Batch(
+                id=id,
+                kind=kind,
+                sources=self._sources(id),
+                sent_at=datetime.fromisoformat(at),
+                watermark=mark,
+                certain=bool(certain),
+            )
+            for id, kind, at, mark, certain in self.db.execute(sql).fetchall()
         ]
 
     def _sources(self, batch: int) -> tuple[Id, ...]:
@@ -570,9 +585,13 @@ def _tree(part: Any) -> Any:
         return {"$": "map", "of": [[name, _tree(each)] for name, each in cast("Mapping[str, Any]", part).items()]}
     kind = cast(Any, type(part))
     if has(kind):
-        told = {name: getattr(part, name) for name in fields_dict(kind) if name not in _ASIDE}
-        kept = {name: _tree(each) for name, each in told.items() if each is not None and each != ()}
-        return {"$": kind.__name__, **kept}
+        # What is as in a new one is left out; that a reference leads to no row is said.
+        told = {
+            name: getattr(part, name)
+            for name, known in fields_dict(kind).items()
+            if name not in _ASIDE and getattr(part, name) != known.default
+        }
+        return {"$": kind.__name__, **{name: _tree(each) for name, each in told.items() if each != {}}}
     raise TypeError(f"{part!r:.80} cannot be kept in a ledger")
 
 

@@ -1,13 +1,37 @@
-"""What is what in two accounts: users, stages, custom fields and types of tasks, found by what both sides call them."""
+"""What is what in two accounts: users, stages, custom fields and types of tasks, found by what both sides call them.
 
+And rows: by the mark that says where each came from.
+"""
+
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from hashlib import blake2b
+from typing import Any, Final, TypeVar
 from unicodedata import normalize
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from crmclient.entities import Company, Contact, Deal, Entity, Id, Kind, Link, Note, Outcome, Ref, Task
+from crmclient.entities import (
+    Company,
+    Contact,
+    Deal,
+    Entity,
+    FieldValue,
+    Id,
+    Kind,
+    Link,
+    Note,
+    Outcome,
+    Ref,
+    Tag,
+    Task,
+)
 from crmclient.vocabulary import Field, Pipeline, Stage, TaskType, User
+
+E = TypeVar("E")
+
+# The custom field of the target that holds where a row came from: its code where one can be told, and else its name.
+MARKER: Final = "CRMCLIENT_ORIGIN"
 
 # In the order they are written: parents before children.
 MOVED: Final[Mapping[str, type[Entity]]] = {
@@ -135,3 +159,50 @@ def company_key(company: Link | None) -> Id | None:
     if company is None:
         return None
     return company.ref.id if company.ref.id is not None else named_company(company) or None
+
+
+# ------------------------------------------------------------------------------------------------- where it came from
+
+_MARK: Final = re.compile(rf"crm:[a-z0-9_]+:[^\s,]+:(?:{'|'.join(_OF)}):[^\s,]+")
+# What can stand in a tag, in a search and in 64 letters.
+_SHORT: Final = re.compile(r"[A-Za-z0-9_.-]{1,24}")
+
+
+def mark(origin: str, kind: Kind, id: Id) -> str:
+    """The origin of a row, where ``origin`` is that of its account (``Side.origin``): one word of ASCII letters.
+
+    What is known by its name, a company that is but a word on contacts, has a digest of it in place of the id.
+    """
+    text = str(id)
+    return (
+        f"{origin}{kind}:{text if _SHORT.fullmatch(text) else '~' + blake2b(text.encode(), digest_size=10).hexdigest()}"
+    )
+
+
+def is_marker(field: Field) -> bool:
+    """Whether it is the custom field that holds origins: no content of anybody's."""
+    return MARKER in (field.code, field.name)
+
+
+def unmarked(row: E) -> tuple[E, tuple[str, ...]]:
+    """The row without what we have marked it with, in this move or another, and these origins.
+
+    A mark is a tag or a custom field's value that is an origin as a whole, and whatever the field of ours holds.
+    """
+    found: dict[str, None] = {}
+
+    def content(part: Any) -> bool:
+        texts = (part.name,) if isinstance(part, Tag) else part.values if isinstance(part, FieldValue) else ()
+        marks = [text for text in texts if isinstance(text, str) and text.startswith("crm:") and _MARK.fullmatch(text)]
+        ours = isinstance(part, FieldValue) and MARKER in (part.code, part.name)
+        if ours or len(marks) == len(texts):
+            found.update(dict.fromkeys(marks))
+        return not ours and (not texts or len(marks) < len(texts))
+
+    changes: dict[str, Any] = {}
+    for name in ("tags", "fields"):
+        parts: tuple[Any, ...] = getattr(row, name, ())
+        kept = tuple(part for part in parts if content(part))
+        if len(kept) < len(parts):
+            changes[name] = kept
+    return (evolve(row, **changes) if changes else row), tuple(found)  # pyright: ignore[reportArgumentType]

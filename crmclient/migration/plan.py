@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
@@ -21,12 +22,14 @@ from crmclient.client import Client
 from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Dialect, Listing, Verb, Writing, mapping
 from crmclient.entities import Company, Contact, FieldType, FieldValue, Id, Kind, Ref
-from crmclient.errors import AuthFailed, Invalid, Misconfigured, Unreadable
+from crmclient.errors import AuthFailed, Invalid, Misconfigured, UnknownDialect, Unreadable
 from crmclient.migration.costs import batch, minutes, reads, under, writes
+from crmclient.migration.losses import CHOICES, MAKEABLE, OF_ITS_KIND, What, choices, stage_named
 from crmclient.migration.matching import (
     KINDS,
     MOVED,
     company_key,
+    is_marker,
     kind_of,
     match_fields,
     match_options,
@@ -34,18 +37,24 @@ from crmclient.migration.matching import (
     match_task_types,
     match_users,
     named_company,
+    unmarked,
     word,
 )
 from crmclient.migration.seen import Seen
-from crmclient.migration.translation import FOLDED, FieldThere, Translation, Words, field_key, folds
+from crmclient.migration.translation import CHOSEN, FieldThere, Translation, Words, field_key
+from crmclient.registry import dialect as dialect_named
 from crmclient.serial import from_tree, to_tree
-from crmclient.vocabulary import Account, Field, Pipeline, Subscription, TaskType, User
+from crmclient.vocabulary import Account, Field, Option, Pipeline, Subscription, TaskType, User
 
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M", bound="UserMatch | StageMatch | FieldMatch | TypeMatch")
 
 # Of this layout; another is not read.
 VERSION: Final = 1
+# What would stop a move unless the plan allows it.
+NOT_EMPTY, OTHER_CURRENCY = ALLOWABLE = ("not empty", "other currency")
+# How rows can be marked, the best first.
+MARKERS: Final = ("field", "tag", "off")
 
 # ------------------------------------------------------------------------------------------------------- the value
 
@@ -128,7 +137,8 @@ class StageMatch:
 class FieldMatch:
     """A custom field of the source, known by its id or its code, and which it is in the target.
 
-    ``options`` are its choices in the target's words; an empty word drops the choice.
+    ``options`` are its choices in the target's words; an empty word drops the choice. Where it has no like they are its
+    own.
     """
 
     entity: Kind
@@ -152,6 +162,11 @@ class FieldMatch:
     def found(self) -> bool:
         return self.target is not None or self.target_code is not None
 
+    @property
+    def label(self) -> str:
+        """What its losses call it."""
+        return self.name or self.code or f"field {self.source}"
+
 
 @frozen(kw_only=True)
 class TypeMatch:
@@ -172,22 +187,15 @@ class TypeMatch:
 class Loss:
     """What of so many rows does not arrive as it is, and what is done with it.
 
-    ``what`` is a kind (``notes``), a field (``deal.price``) or a custom field (``contact.fields: Age``). ``choice`` is
-    ``drop``; of what a note of a vendor's own kind says it may be ``fold`` too: that goes into its text then.
+    ``what`` is a kind (``notes``), a field (``deal.price``), a custom field (``contact.fields: Age``) or rows for which
+    there is no place. ``choice`` is ``drop``; ``archive``, beside the ledger; ``fold``, into a note on the row, and of
+    tasks and notes into their text; or ``field``, into a custom field that is made for it.
     """
 
     what: str
     rows: int
     why: str | None = None
-    choice: str = field(default="drop", validator=validators.in_(("drop", "fold")))
-
-    def __attrs_post_init__(self) -> None:
-        if self.choice == "fold" and not self.foldable:
-            raise ValueError(f'{self.what} can only be dropped: choice = "drop"')
-
-    @property
-    def foldable(self) -> bool:
-        return self.what in {f"{Kind.NOTE}.{name}" for name in FOLDED}
+    choice: str = field(default="drop", validator=validators.in_(CHOICES))
 
 
 @frozen(kw_only=True)
@@ -214,8 +222,10 @@ class Plan:
     """What would move from ``source`` to ``target``.
 
     ``unmatched`` says whose the rows of users are that have no like in the target: ``me``, the owner of the credentials;
-    a user's id there; or ``refuse``: then nothing is to be moved while there are such. ``moves`` are the rows that will be
-    made, ``task_type`` what a task is there whose type has no like.
+    a user's id there; or ``refuse``: then nothing is to be moved while there are such. ``allow`` names what would stop a
+    move (``hindrances``) and does not. ``marker`` is how rows of the target say where they came from: in a custom field,
+    by a tag or not at all. ``quarantine`` is how many seconds after its answer was lost a create may still land. ``moves``
+    are the rows that will be made, ``task_type`` what a task is there whose type has no like.
     """
 
     version: int = field(default=VERSION, validator=validators.in_((VERSION,)))
@@ -223,6 +233,11 @@ class Plan:
     source: Side
     target: Side
     unmatched: Id = "me"
+    allow: tuple[str, ...] = field(default=(), validator=validators.deep_iterable(validators.in_(ALLOWABLE)))
+    marker: str = field(default="off", validator=validators.in_(MARKERS))
+    quarantine: float = field(
+        default=60.0, converter=float, validator=validators.and_(validators.ge(0), validators.lt(float("inf")))
+    )
     me: Id | None = None
     task_type: Id | None = None
     moves: Mapping[str, int] = _counts()
@@ -238,9 +253,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        choices = {loss.choice for loss in self.losses if loss.foldable}
-        if len(choices) > 1:
-            raise ValueError("what notes of a vendor's own kind say is folded or dropped, all of it: choose one")
+        if len({loss.choice for loss in self.losses if loss.what in OF_ITS_KIND}) > 1:
+            raise ValueError("what notes of a vendor's own kind say is folded, archived or dropped, all of it: choose one")
 
     @property
     def strangers(self) -> tuple[UserMatch, ...]:
@@ -249,19 +263,78 @@ class Plan:
 
     @property
     def refused(self) -> bool:
-        """Whether it is not to be carried out as it is."""
+        """Whether it is not to be carried out as it is, for want of users."""
         return self.unmatched == "refuse" and bool(self.strangers)
+
+    def hindrances(self, target_rows: Mapping[str, int] | None = None) -> list[str]:
+        """What stands in the way of carrying it out, each with what lets it go on: nothing, if nothing does.
+
+        ``target_rows`` are those of the target now by kind; without them, those that it had when the plan was made.
+        """
+        found: list[str] = []
+        there = _not_empty(self.target.rows if target_rows is None else target_rows, self.target.at_least)
+        if there is not None and NOT_EMPTY not in self.allow:
+            found.append(f'{there}: to move into it all the same, add "{NOT_EMPTY}" to allow')
+        money = _other_currency(self.source, self.target)
+        if money is not None and OTHER_CURRENCY not in self.allow:
+            found.append(f'{money}: if that is meant, add "{OTHER_CURRENCY}" to allow')
+        if self.refused:
+            cure = 'give each a target, or set unmatched to "me" or to the id of a user of the target'
+            found.append(f"{_refusing(len(self.strangers))}: {cure}")
+        return found
 
     @property
     def digest(self) -> str:
         """Of what it decides, and not of what it counts: whoever has begun by one plan does not go on by another."""
         sides = [[side.dialect, side.address, side.capabilities] for side in (self.source, self.target)]
         matches = [evolve(each, rows=0) for each in (*self.users, *self.stages, *self.fields, *self.task_types)]
-        choices = sorted((loss.what, loss.choice) for loss in self.losses)
-        return _digest([sides, self.unmatched, self.me, self.task_type, to_tree(matches), choices])
+        chosen = sorted((loss.what, loss.choice) for loss in self.losses)
+        ways = [self.unmatched, self.me, self.task_type, sorted(self.allow), self.marker, self.quarantine]
+        return _digest([sides, ways, to_tree(matches), chosen])
 
-    def words(self) -> Words:
-        """What a translation goes by."""
+    def fields_to_make(self) -> list[tuple[str, Field]]:
+        """Custom fields that the target has to have, for what is kept in one: the loss, and the field for it.
+
+        One for a custom field of the source that has no like there is of its type and has its options, where those mean
+        something in any account; else it is a text.
+        """
+        found: list[tuple[str, Field]] = []
+        for loss in self.losses:
+            what = What(loss.what)
+            if loss.choice != "field" or what.kind is None:
+                continue
+            like = [each for each in self.fields if (each.entity, each.label) == (what.kind, what.custom)]
+            types = {FieldType.TEXT if each.found or each.type not in MAKEABLE else each.type for each in like}
+            made = Field(entity=what.kind, name=what.label)
+            if len(types) == 1:
+                options = tuple(Option(value=value) for value in dict.fromkeys(name for each in like for name in each.options))
+                type = types.pop()
+                made = evolve(made, type=type, options=options if type in CHOSEN else ())
+            found.append((loss.what, made))
+        return found
+
+    def made_fields(self, there: Iterable[Field]) -> dict[str, FieldThere]:
+        """Those of ``fields_to_make`` that are there, by what is kept in them."""
+        known = {(each.entity, word(each.name), each.type): each for each in reversed([*there])}
+        found = {what: known.get((each.entity, word(each.name), each.type)) for what, each in self.fields_to_make()}
+        return {
+            what: FieldThere(each.id, each.code, each.name, each.type) for what, each in found.items() if each is not None
+        }
+
+    def impossible(self, target: Dialect) -> list[str]:
+        """What it asks and the target cannot do: nothing, if all can be done."""
+        found = [
+            f"losses: {loss.what} cannot have choice = \"{loss.choice}\" in {target.title}: "
+            + " or ".join(choices(target, loss.what))
+            for loss in self.losses
+            if loss.choice not in choices(target, loss.what)
+        ]
+        if self.marker not in markers(target):
+            found.append(f'marker: {target.title} cannot keep "{self.marker}": {" or ".join(markers(target))}')
+        return found
+
+    def words(self, made_fields: Mapping[str, FieldThere] | None = None) -> Words:
+        """What a translation goes by; ``made_fields`` are those of ``fields_to_make``, as the target has them."""
         nobody = self.me if self.unmatched == "me" else None if self.unmatched == "refuse" else self.unmatched
         return Words(
             users={each.source: Ref(Kind.USER, each.target) for each in self.users if each.target is not None},
@@ -274,8 +347,22 @@ class Plan:
             },
             task_type=None if self.task_type is None else Ref(Kind.TASK_TYPE, self.task_type),
             now=self.made,
-            fold=all(loss.choice == "fold" for loss in self.losses if loss.foldable),
+            fold=all(loss.choice == "fold" for loss in self.losses if loss.what in OF_ITS_KIND),
+            choices={
+                loss.what: loss.choice
+                for loss in self.losses
+                if loss.choice != "drop" and (loss.what not in OF_ITS_KIND or loss.choice != "fold")
+            },
+            made_fields=made_fields or {},
+            names=self._names(),
         )
+
+    def _names(self) -> dict[Ref, str]:
+        """What the source calls what its rows point at."""
+        users = {Ref(Kind.USER, each.source): each.name or each.email for each in self.users}
+        stages = {stage_named(each.pipeline, each.stage): each.name for each in self.stages}
+        types = {Ref(Kind.TASK_TYPE, each.source): each.name for each in self.task_types}
+        return {ref: name for ref, name in (users | stages | types).items() if name}
 
     def of_others(self, source: Client, target: Client) -> list[str]:
         """Why it is no plan of these two accounts: nothing, if it is."""
@@ -293,6 +380,33 @@ class Plan:
             for side, crm in ((self.source, source), (self.target, target))
             if side.capabilities != capabilities(crm.dialect)
         ]
+
+
+def _not_empty(rows: Mapping[str, int], at_least: Sequence[str]) -> str | None:
+    there = [f"{'more than ' * (kind in at_least)}{number} {kind}" for kind, number in rows.items() if number]
+    return f"the target is not empty: it has {', '.join(there)}" if there else None
+
+
+def _other_currency(source: Side, target: Side) -> str | None:
+    if None in (source.currency, target.currency) or source.currency == target.currency:
+        return None
+    return f"prices are in {source.currency} and go as they are into an account of {target.currency}"
+
+
+def _refusing(strangers: int) -> str:
+    return f'{strangers} users have no like in the target, and unmatched = "refuse": nothing is to be moved so'
+
+
+def markers(spoken: Dialect) -> tuple[str, ...]:
+    """How rows of a dialect can be marked with their origin, the best first."""
+    kinds = [spoken.resource(entity) for entity in MOVED.values() if spoken.can(entity, Verb.CREATE)]
+    both = [each.survivors(Verb.CREATE) & each.survivors(Verb.LIST) for each in kinds if Verb.LIST in each.routes]
+    can = {
+        "field": spoken.can(Field, Verb.CREATE) and any("fields" in names for names in both),
+        "tag": any("tags" in names for names in both),
+        "off": True,
+    }
+    return tuple(how for how in MARKERS if can[how])
 
 
 def _place(match: StageMatch) -> tuple[Ref | None, Ref] | None:
@@ -335,18 +449,28 @@ _ABOUT: Final = """\
 """
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SAID: Final = {
+    "allow": 'What is to be moved all the same: "not empty" (the target is not), "other currency" (than the source\'s).',
+    "marker": 'How a row says where it came from: in a custom "field", by a "tag", or not at all ("off").',
+    "quarantine": "How many seconds after its answer was lost a create may still land: as long nothing is made again.",
     "unmatched": 'Whose the rows of unmatched users are: "me", "refuse", or the id of a user of the target.',
     "me": "The user of the target whose credentials these are.",
     "task_type": "What a task is in the target whose own type has no like there.",
     "moves": "Rows that will be made.",
-    "losses": 'What does not arrive as it is. choice = "drop"; for what notes say beside their text also "fold".',
+    "losses": (
+        'What does not arrive as it is. choice = "drop"; "archive", beside the ledger; "fold", into a note or its text;\n'
+        '# or "field", into a custom field that is made for it: the last two where the target can.'
+    ),
     "inventions": "What the target requires and the source does not have.",
 }
 
 
 def to_toml(plan: Plan) -> str:
     """The plan as a file that a person can edit: a line for each user, stage, field and loss."""
-    tree: dict[str, Any] = to_tree(plan)
+    tree: dict[str, Any] = {}
+    for name, part in to_tree(plan).items():
+        tree[name] = part
+        if name == "unmatched":  # to be seen, even where nothing is allowed
+            tree["allow"] = list(plan.allow)
     lines = [_ABOUT]
     for name, part in tree.items():
         if name in _SAID:
@@ -418,6 +542,9 @@ def _checked(plan: Plan, where: str) -> None:
     for number, each in enumerate(plan.fields, 1):
         if each.source is None and each.code is None:
             raise Misconfigured(f"{where}: fields[{number}]: it has neither its id (source) nor a code")
+    with suppress(UnknownDialect):  # one that is not installed here is asked when there is a client of it
+        if wrong := plan.impossible(dialect_named(plan.target.dialect)):
+            raise Misconfigured(f"{where}: {'; '.join(wrong)}")
 
 
 # ----------------------------------------------------------------------------------------------------- what is what
@@ -461,13 +588,20 @@ async def draft(
     *,
     people: Mapping[str, str] | None = None,
     unmatched: Id = "me",
+    marker: str | None = None,
+    allow: Iterable[str] = (),
+    quarantine: float | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Plan:
     """What is what in the two accounts; no row is read.
 
-    ``people`` says who is who, before anything is matched: each by an id, an e-mail or a name. Raises Misconfigured for
-    somebody who is not there.
+    ``people`` says who is who, before anything is matched: each by an id, an e-mail or a name. Where nothing is said,
+    ``marker`` is the best the target can do and ``quarantine`` its dialect's. Raises Misconfigured for somebody who is
+    not there, and for a marker that the target cannot keep.
     """
+    ways = markers(target.dialect)
+    if marker is not None and marker not in ways:
+        raise Misconfigured(f"{target.dialect.title} can keep no origin by marker {marker!r}: {' or '.join(ways)}")
     notices: list[str] = []
     both = await asyncio.gather(_words(source, target, notices), _words(target, source, notices))
     here, there = both
@@ -478,17 +612,18 @@ async def draft(
         source=_side(source, accounts[0]),
         target=_side(target, accounts[1]),
         unmatched=unmatched,
+        allow=tuple(allow),
+        marker=marker or ways[0],
+        quarantine=getattr(target.dialect, "quarantine", 60.0) if quarantine is None else quarantine,
         me=me,
         task_type=next((each.id for each in there[TaskType]), None),
         users=_users(here[User], there[User], people or {}),
         stages=_stages(here[Pipeline], there[Pipeline]),
-        fields=_fields(here[Field], there[Field]),
+        fields=_fields(*([each for each in side[Field] if not is_marker(each)] for side in both)),
         task_types=_task_types(here[TaskType], there[TaskType]),
         warnings=tuple(sorted(notices)),
     )
-    currencies = plan.source.currency, plan.target.currency
-    if None not in currencies and currencies[0] != currencies[1]:
-        said = f"prices are in {currencies[0]} and go as they are into an account of {currencies[1]}"
+    if (said := _other_currency(plan.source, plan.target)) is not None:
         plan = evolve(plan, warnings=(*plan.warnings, said))
     if unmatched not in ("me", "refuse") and there[User] and unmatched not in {each.id for each in there[User]}:
         raise Misconfigured(f"the target has no user {unmatched!r} for the rows of unmatched ones")
@@ -586,7 +721,10 @@ def _fields(source: Sequence[Field], target: Sequence[Field]) -> tuple[FieldMatc
     matched = match_fields(source, target)
     found: list[FieldMatch] = []
     for each in source:
-        match = FieldMatch(entity=each.entity, source=each.id, code=each.code, name=each.name, type=each.type)
+        own = {option.value: option.value for option in each.options}
+        match = FieldMatch(
+            entity=each.entity, source=each.id, code=each.code, name=each.name, type=each.type, options=own
+        )
         there = matched.get((each.entity, each.id if each.id is not None else each.code))
         if there is not None:
             options = match_options(each, there)
@@ -624,15 +762,27 @@ async def plan(
     *,
     people: Mapping[str, str] | None = None,
     unmatched: Id = "me",
+    marker: str | None = None,
+    allow: Iterable[str] = (),
+    quarantine: float | None = None,
     told: Told = silent,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Plan:
     """Read the source whole, in one walk in which nothing is asked twice, and look at the target.
 
     Memory stays the same however many rows there are. Nothing is written on either side. Raises what reading raises, and
-    Misconfigured for ``people`` who are not there.
+    Misconfigured for what ``draft`` does.
     """
-    drawn = await draft(source, target, people=people, unmatched=unmatched, clock=clock)
+    drawn = await draft(
+        source,
+        target,
+        people=people,
+        unmatched=unmatched,
+        marker=marker,
+        allow=allow,
+        quarantine=quarantine,
+        clock=clock,
+    )
     rows, more = await _counted(target)
     drawn = evolve(drawn, target=evolve(drawn.target, rows=rows, at_least=more))
     warned = [*drawn.warnings, *await _listeners(target)]
@@ -718,6 +868,7 @@ class _Reading:
         self.unreadable[kind_of(entity)] += 1
 
     def add(self, row: Any) -> None:
+        row, _ = unmarked(row)
         kind = kind_of(row)
         self.read[kind] += 1
         self._words_of(row)
@@ -740,7 +891,7 @@ class _Reading:
         self.completed += bool(there.later)
         self.ties += kind == "contacts" and there.row.company is not None
         for what, why in there.losses():
-            self.losses[what, why, "fold" if folds(what, self.translate.words) else "drop"] += 1
+            self.losses[what, why, self.translate.choice(what)] += 1
         self.inventions.update(f"{row.KIND}.{name}" for name in there.invented)
         self.lacks.update(f"{row.KIND}.{name}" for name in there.lacks)
 
@@ -842,18 +993,16 @@ class _Reading:
 
     def _warnings(self) -> Iterable[str]:
         drawn = self.drawn
-        there = [
-            f"{'more than ' * (kind in drawn.target.at_least)}{n} {kind}" for kind, n in drawn.target.rows.items() if n
-        ]
-        if there:
-            yield f"the target is not empty: it has {', '.join(there)}"
+        there = _not_empty(drawn.target.rows, drawn.target.at_least)
+        if there is not None:
+            yield there
         if self.unreadable:
             told = ", ".join(f"{number} {kind}" for kind, number in sorted(self.unreadable.items()))
             yield f"the source has rows that cannot be read, and they will not move: {told}"
         strangers = [each for each in drawn.users if each.target is None and self.users[each.source]]
         number = len(strangers) + len(self.users.keys() - {each.source for each in drawn.users})
         if number and drawn.unmatched == "refuse":
-            yield f'{number} users have no like in the target, and unmatched = "refuse": nothing is to be moved so'
+            yield _refusing(number)
         elif number:
             whose = self.translate.words.nobody
             owned = "their rows get no owner" if whose is None else f"their rows go to user {whose.id} there"

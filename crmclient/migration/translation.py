@@ -5,6 +5,7 @@ Nothing here asks anybody anything: the words of both accounts and what became o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol
 
 from attrs import define, evolve, field, frozen
@@ -30,7 +31,9 @@ from crmclient.entities import (
     filled,
     is_empty,
 )
+from crmclient.migration.losses import OF_ITS_KIND, What, choices, in_words, stage_named
 from crmclient.migration.matching import (
+    MARKER,
     MOVED,
     company_key,
     kind_at,
@@ -38,15 +41,16 @@ from crmclient.migration.matching import (
     match_fields,
     match_options,
     named_company,
+    unmarked,
 )
+from crmclient.serial import to_tree
 from crmclient.vocabulary import Field
 
 # Ties that the other end tells as well, and the other end is what is written.
 MIRRORED: Final[Mapping[str, tuple[str, ...]]] = {"companies": ("contacts", "deals"), "contacts": ("deals",)}
-# What a note of a vendor's own kind has beside its text.
-FOLDED: Final = frozenset({"kind", "raw_kind", "params"})
 _NOTHING_LIKE_IT: Final = "nothing like it there"
-_CHOICES: Final = frozenset({FieldType.SELECT, FieldType.MULTISELECT, FieldType.RADIO})
+# Of these a value is one of those that the field names.
+CHOSEN: Final = frozenset({FieldType.SELECT, FieldType.MULTISELECT, FieldType.RADIO})
 
 
 @frozen
@@ -67,7 +71,10 @@ class Words:
     ``nobody`` owns what is owned by a user who has no like there, and ``me`` what has to have an owner and has none.
 
     ``fields`` are known by the kind of rows and an id, or a code where there is none. ``fold``: what a note of a
-    vendor's own kind says goes into its text, and else it is dropped.
+    vendor's own kind says goes into its text. ``choices`` say what is done with each other loss (``losses.CHOICES``), and
+    with one that they do not name the last of ``rules`` that fits it and that the target allows: a pattern (``contact.*``)
+    and a choice. What neither names is dropped. ``made_fields`` are the target's custom fields for what is kept in one.
+    ``names`` are what users, stages and types of the source are called.
     """
 
     users: Mapping[Id | None, Ref] = field(factory=dict[Id | None, Ref])
@@ -81,6 +88,10 @@ class Words:
     task_type: Ref | None = None
     now: datetime | None = None
     fold: bool = True
+    choices: Mapping[str, str] = field(factory=dict[str, str])
+    rules: Sequence[tuple[str, str]] = ()
+    made_fields: Mapping[str, FieldThere] = field(factory=dict[str, FieldThere])
+    names: Mapping[Ref, str] = field(factory=dict[Ref, str])
 
 
 class Rows(Protocol):
@@ -99,12 +110,29 @@ class Rows(Protocol):
         ...
 
 
+class _Everybody:
+    """Every row of the source as if it were made, under its own id: what is lost then is lost for good."""
+
+    def made(self, kind: str, id: Id) -> Id | None:
+        return id
+
+    def company_name(self, id: Id) -> str:
+        return f"company {id}"
+
+    def company_of(self, contact: Id) -> Link | None:
+        return None
+
+
+_EVERYBODY: Final = _Everybody()
+
+
 @frozen(kw_only=True)
 class Translated:
     """A row as it is to stand in the target.
 
     ``row`` is what a create can carry and ``later`` what completing it adds; ``lost`` names fields, and what became of
     them. ``left_out`` says why there is no place for it. ``lacks`` is required by the target and cannot be made up.
+    ``archived`` is what the plan keeps beside the target, as JSON by what is lost: the contents as the source had them.
     """
 
     row: Any
@@ -115,6 +143,9 @@ class Translated:
     invented: Sequence[str] = ()
     left_out: str | None = None
     lacks: Sequence[str] = ()
+    archived: Mapping[str, Any] = field(factory=dict[str, Any])
+    told: Sequence[str] = ()
+    """What is lost and folded into a note of its own, line by line."""
 
     def losses(self) -> Iterator[tuple[str, str]]:
         """What is lost, as ``deal.price`` or ``contact.fields: Age``, and what became of it."""
@@ -145,6 +176,8 @@ class Translation:
         return self.source.name == self.target.name
 
     def __call__(self, row: Any) -> Translated:
+        # What an earlier move has marked it with is no content of anybody's.
+        row, _ = unmarked(row)
         kind, fields_lost = kind_of(row), dict[str, str]()
         resource = self.target.resource(MOVED[kind])
         moved = self._moved(kind, row, fields_lost)
@@ -155,20 +188,117 @@ class Translation:
         kept, gone = flows.carried(self.target, complete)
         why = _no_place(kept, resource.required)
         if why is not None:
-            return Translated(row=kept, left_out=why)
+            what = f"{row.KIND} that {why}"
+            return Translated(row=kept, left_out=why, archived=self.kept_whole(what, row))
         later = self._finishing(kept, complete)
         cut = {name for name in gone if not same(getattr(complete, name), getattr(kept, name))} - later.keys()
         lost = {name: self._why(kind, name) for name in self._lost(kind, row, complete)}
         lost |= {name: self._cut(kind, name) for name in cut}
         lacks = [name for name in resource.required if is_empty(getattr(kept, name))]
-        return Translated(
+        there = Translated(
             row=kept,
             later=later,
-            lost=lost,
+            lost={name: lost[name] for name in field_names(MOVED[kind]) if name in lost},
             fields_lost=fields_lost,
             invented=tuple(invented),
             lacks=lacks,
         )
+        return self._chosen(row, complete, there) if self._keeps else there
+
+    def besides(self, row: Any) -> tuple[Note, ...]:
+        """The note that tells what is lost of a row and folded, to be moved like those of the source: it hangs on the row,
+        and its id is ``fold:``, the kind and the row's own. It is the same whatever became of other rows.
+        """
+        folding = any(choice == "fold" for choice in (*self.words.choices.values(), *(to for _, to in self.words.rules)))
+        if not folding or isinstance(row, Task | Note) or not self.target.can(type(row), Verb.CREATE):
+            return ()
+        told = evolve(self, rows=_EVERYBODY)(row).told
+        if not told:
+            return ()
+        dated = "created_at" in self.target.resource(Note).survivors(Verb.CREATE)
+        made = row.created_at if dated else None
+        return (Note(id=f"fold:{kind_of(row)}:{row.id}", text="\n".join(told), target=row.ref, created_at=made),)
+
+    def kept_whole(self, what: str, row: Any) -> Mapping[str, Any]:
+        """What is archived of a row that has no place in the target; ``what`` is its loss: ``notes``, say."""
+        return {what: to_tree(row)} if self.choice(what) == "archive" else {}
+
+    # ------------------------------------------------------------------------------------------ what is done with it
+
+    def choice(self, what: str) -> str:
+        """What is done with a loss."""
+        if what in OF_ITS_KIND and self.words.fold:
+            return "fold"
+        told = self.words.choices.get(what)
+        if told is None and self.words.rules:
+            fitting = [to for pattern, to in self.words.rules if what == pattern or fnmatchcase(what, pattern)]
+            told = next((to for to in reversed(fitting) if to in choices(self.target, what)), None)
+        return told or "drop"
+
+    @property
+    def _keeps(self) -> bool:
+        return bool(self.words.choices or self.words.rules)
+
+    def _chosen(self, row: Any, complete: Any, there: Translated) -> Translated:
+        """What is lost, put where the plan says."""
+        archived, told, values = dict[str, Any](), list[str](), list[FieldValue]()
+        for said, _ in there.losses():
+            what, choice = What(said), self.choice(said)
+            if choice == "drop" or (choice == "fold" and said in OF_ITS_KIND):
+                continue
+            if choice == "archive":
+                archived[said] = to_tree(self._whole(row, what))
+                continue
+            lost = self._part(row, complete, there.row, what)
+            if choice == "fold":
+                told += [f"{label}: {text}" for label, part in lost if (text := in_words(part, self.words.names))]
+                continue
+            made = self.words.made_fields.get(said)
+            if made is None:  # there is no such field yet, and nothing is to be lost
+                archived[said] = to_tree(self._whole(row, what))
+            else:
+                values += [value for _, part in lost if (value := self._in_field(made, part)) is not None]
+        more: dict[str, Any] = {"fields": (*complete.fields, *values)} if values else {}
+        if told and isinstance(row, Task | Note):
+            more, told = {"text": "\n".join(filter(None, (complete.text, *told)))}, []
+        kept = flows.carried(self.target, evolve(complete, **more))[0] if more else there.row
+        return evolve(there, row=kept, archived=archived, told=told)
+
+    def _whole(self, row: Any, what: What) -> Any:
+        """All that the source has of what is lost."""
+        content = getattr(row, what.name)
+        if what.custom is None:
+            return content
+        return tuple(value for value in content if label_of(value) == what.custom)
+
+    def _part(self, row: Any, complete: Any, kept: Any, what: What) -> list[tuple[str, Any]]:
+        """What of a content does not arrive, under what it is called."""
+        content = getattr(row, what.name)
+        if what.custom is not None:
+            return [(what.custom, self._missing(row.KIND, value)) for value in self._whole(row, what)]
+        if what.name == "fields":
+            return [(label_of(value), value) for value in complete.fields if value not in kept.fields]
+        if what.name == "stage":
+            return [(what.label, stage_named(row.pipeline.id if row.pipeline else None, content.id))]
+        if isinstance(content, tuple) and what.name != "contacts":
+            parts: tuple[Any, ...] = content  # pyright: ignore[reportUnknownVariableType]
+            return [(what.label, tuple(part for part in parts if part not in getattr(kept, what.name)))]
+        return [(what.label, content)]
+
+    def _missing(self, kind: Kind, value: FieldValue) -> FieldValue:
+        """The values for which the target has no choice, or all of them where it has no such field."""
+        there = self.words.fields.get((kind, field_key(value)))
+        options = there.options if there is not None else None
+        return evolve(value, values=tuple(each for each in value.values if options is None or str(each) not in options))
+
+    def _in_field(self, made: FieldThere, part: Any) -> FieldValue | None:
+        """What is lost as a value of the target's custom field that was made for it: as it is, or as a text that says it."""
+        if isinstance(part, FieldValue) and part.type is made.type:
+            values = part.values
+        else:
+            values = tuple(filter(None, (in_words(part, self.words.names),)))
+        ref = Ref(Kind.FIELD, made.id) if made.id is not None else None
+        return FieldValue(values, field=ref, code=made.code, name=made.name, type=made.type) if values else None
 
     # ------------------------------------------------------------------------------------------------- one by one
 
@@ -228,13 +358,13 @@ class Translation:
     def _field(self, row: Entity, value: FieldValue, lost: dict[str, str]) -> FieldValue | None:
         there = self.words.fields.get((row.KIND, field_key(value)))
         if there is None:
-            lost[_label(value)] = "no such field there"
+            lost[label_of(value)] = "no such field there"
             return None
         values = value.values
-        if there.options is not None and value.type in _CHOICES:
+        if there.options is not None and value.type in CHOSEN:
             values = tuple(there.options[str(each)] for each in values if str(each) in there.options)
             if len(values) < len(value.values):
-                lost[_label(value)] = "the field there lacks this choice"
+                lost[label_of(value)] = "the field there lacks this choice"
             if not values:
                 return None
         ref = Ref(Kind.FIELD, there.id) if there.id is not None else None
@@ -269,7 +399,7 @@ class Translation:
         return told & (filled(row) - filled(moved) | _shortened(row, moved))
 
     def _why(self, kind: str, name: str) -> str:
-        if kind == "notes" and name in FOLDED:
+        if f"{MOVED[kind].KIND}.{name}" in OF_ITS_KIND:
             return "said in its text" if self.words.fold else "not said in its text"
         return _NOTHING_LIKE_IT
 
@@ -294,18 +424,26 @@ def fields_there(source: Sequence[Field], target: Sequence[Field]) -> dict[tuple
     return found
 
 
+def marked(row: Any, origin: str, how: str, field: FieldThere | None = None) -> Any:
+    """A row of the target with its origin (``matching.mark``) on it: ``how`` is ``tag``, or ``field`` with that of ours
+    for its kind. What carries neither stays as it is.
+    """
+    if how == "tag" and hasattr(row, "tags"):
+        return evolve(row, tags=(*row.tags, Tag(origin)))
+    if how == "field" and field is not None and hasattr(row, "fields"):
+        ref = Ref(Kind.FIELD, field.id) if field.id is not None else None
+        value = FieldValue((origin,), field=ref, code=field.code, name=field.name or MARKER, type=field.type)
+        return evolve(row, fields=(*row.fields, value))
+    return row
+
+
 def field_key(value: FieldValue) -> Id | None:
     """What a custom field is known by."""
     return value.field.id if value.field is not None and value.field.id is not None else value.code
 
 
-def _label(value: FieldValue) -> str:
+def label_of(value: FieldValue) -> str:
     return value.name or value.code or f"field {field_key(value)}"
-
-
-def folds(what: str, words: Words) -> bool:
-    """Whether a loss, as ``note.params``, goes into a text."""
-    return words.fold and what in {f"{Kind.NOTE}.{name}" for name in FOLDED}
 
 
 def folded(row: Any, *, fold: bool = True) -> Any:

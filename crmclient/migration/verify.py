@@ -4,11 +4,13 @@ Which row became which is told by a ledger, by the origin a row was marked with,
 say the same are one, as many as there are of them, the lowest ids first. What no pair is found for is missing or too many.
 """
 
+import asyncio
 import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -19,19 +21,20 @@ from attrs import define, evolve, field, fields_dict, frozen, has
 
 from crmclient.client import Client
 from crmclient.clock import SYSTEM_CLOCK, Clock
-from crmclient.dialect import Verb, mapping
+from crmclient.dialect import Dialect, Verb, mapping
 from crmclient.entities import Company, Contact, FieldValue, Id, Kind, Link, Ref, Tag, filled
 from crmclient.errors import Misconfigured, Unreadable
-from crmclient.migration.matching import KINDS, MOVED, company_key, kind_at, kind_of, named_company
+from crmclient.migration.matching import KINDS, MOVED, company_key, kind_at, kind_of, mark, named_company, unmarked
 from crmclient.migration.plan import Plan, Told, draft, silent
 from crmclient.migration.seen import Seen
-from crmclient.migration.translation import MIRRORED, Translation, folds
+from crmclient.migration.translation import MIRRORED, Translation, Words, folds
 from crmclient.serial import to_tree
 
-Pairs: TypeAlias = Mapping[str, Mapping[Id, Id]]
+Pairs: TypeAlias = Mapping[str, Mapping[Id, Id] | Iterable[tuple[Id, Id]]]
 """What became of the rows of a kind: the target's id by the source's. A kind that is named here is not guessed at.
 
-A company that is but a word on contacts of the source goes by that word.
+Each kind is asked for once both sides are read, and gone through once. A company that is but a word on contacts of the
+source goes by that word.
 """
 
 
@@ -124,18 +127,18 @@ class Verdict:
 
 
 # What the target dates and signs itself when a row is changed, and a link is a change.
-_STAMPS: Final = frozenset({"updated_at", "updated_by"})
+STAMPS: Final = frozenset({"updated_at", "updated_by"})
 # No CRM fills these by itself: where the source has none, there is to be none.
-_OURS: Final = (
+OURS: Final = (
     *("name", "text", "phones", "emails", "target", "company", "contacts"),
     *("position", "price", "tags", "fields", "done", "result", "params"),
 )
 # Except what a person must be able to click on.
 _FILLED_IN: Final = frozenset({"name"})
-_LINKS: Final = frozenset({"company", "contacts", "target"})
-_OWN: Final = tuple(name for name in _OURS if name not in _LINKS)
+LINKS: Final = frozenset({"company", "contacts", "target"})
+OWN: Final = tuple(name for name in OURS if name not in LINKS)
 # What tells a row from another when the rest is different.
-_TELLING: Final = frozenset({"name", "text", "phones", "emails", "created_at", "due", *_LINKS})
+TELLING: Final = frozenset({"name", "text", "phones", "emails", "created_at", "due", *LINKS})
 
 
 async def check(
@@ -145,12 +148,18 @@ async def check(
     *,
     pairs: Pairs | None = None,
     each: Callable[[Finding], None] = lambda finding: None,
+    source_row: Callable[[Any], None] = lambda row: None,
+    paired: Callable[[str, Id, Id], None] = lambda kind, source, target: None,
     told: Told = silent,
+    words: Words | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Verdict:
-    """Read both sides whole and compare; ``each`` is told of every row, with its sign.
+    """Read both sides whole, side by side, and compare; ``each`` is told of every row, with its sign.
 
-    Without a plan, users, stages and fields are matched as a new plan would match them. Memory stays the same however
+    Without a plan, users, stages and fields are matched as a new plan would match them. ``source_row`` is given each row
+    of the source as it is read, and each company that is but a word on contacts as a row. ``paired`` is told of each pair,
+    by kind and both ids, that a mark or a guess has made and that ``pairs`` do not have. ``words`` are better ones than the
+    plan's. Memory stays the same however
     many rows there are. Raises Misconfigured for a plan of other accounts.
     """
     if plan is None:
@@ -158,10 +167,22 @@ async def check(
     elif others := plan.of_others(source, target):
         raise Misconfigured("; ".join(others))
     with Seen() as seen:
-        comparing = _Comparing(source, target, plan, seen, each)
-        await comparing.read_source(told)
-        await comparing.read_target(told)
+        comparing = _Comparing(source, target, plan, seen, each, source_row, paired)
+        if words is not None:
+            comparing.translate.words = words
+        await _both(comparing.read_source(told), comparing.read_target(told))
         return comparing.verdict(pairs or {})
+
+
+async def _both(*doing: Coroutine[Any, Any, None]) -> None:
+    """Side by side; where one fails the other is not left behind."""
+    tasks = [asyncio.ensure_future(each) for each in doing]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # What agrees, the lowest ids first, as often as it is there on both sides.
@@ -196,18 +217,30 @@ class _Comparing:
     plan: Plan
     seen: Seen
     each: Callable[[Finding], None]
+    source_row: Callable[[Any], None]
+    paired: Callable[[str, Id, Id], None]
     kinds: dict[str, Counter[Sign]] = field(factory=dict[str, Counter[Sign]])
     no_place: Counter[str] = field(factory=Counter[str])
     lost: Counter[tuple[str, bool]] = field(factory=Counter[tuple[str, bool]])
     restamped: Counter[str] = field(factory=Counter[str])
     translate: Translation = field(init=False)
+    read: list[str] = field(init=False)
+    named: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.translate = Translation(self.source.dialect, self.target.dialect, self.plan.words(), self.seen)
+        self.read = [kind for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)]
+        self.named = "companies" not in self.read and self.target.can(Company, Verb.CREATE)
+        both = (Verb.CREATE, Verb.LIST)
+        there = [kind for kind in self.read if all(self.target.can(MOVED[kind], verb) for verb in both)]
+        self.kinds = {kind: Counter() for kind in (*there, *(["companies"] if self.named else []))}
         self.db.execute(
             "CREATE TABLE row (side, kind, id, name, content, skip, partner, PRIMARY KEY (side, kind, id)) WITHOUT ROWID"
         )
         self.db.execute("CREATE TABLE clue (side, clue, id)")
+        # Origins that rows of the target were marked with, and what they are of where an origin does not hold an id.
+        self.db.execute("CREATE TABLE mark (kind, origin, id, PRIMARY KEY (kind, id, origin)) WITHOUT ROWID")
+        self.db.execute("CREATE TABLE alias (origin PRIMARY KEY, id) WITHOUT ROWID")
         # What hangs on a row, as one number: it tells rows from each other that say the same.
         self.db.execute("CREATE TABLE brood (side, kind, id, sum, PRIMARY KEY (side, kind, id)) WITHOUT ROWID")
 
@@ -219,33 +252,38 @@ class _Comparing:
 
     async def read_source(self, told: Told) -> None:
         """Every row as it has to stand in the target."""
-        kinds = [kind for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)]
-        for kind in kinds:
-            if self.target.can(MOVED[kind], Verb.CREATE) and self.target.can(MOVED[kind], Verb.LIST):
-                self.kinds[kind] = Counter()
-        named = "companies" not in kinds and self.target.can(Company, Verb.CREATE)
-        if named:
-            self.kinds["companies"] = Counter()
+        async with aclosing(self._walk("source", self.source, self.read, told)) as rows:
+            async for kind, row in rows:
+                self.source_row(row)
+                if kind not in self.kinds:
+                    self.seen.add(kind, row.id, getattr(row, "name", None) or "", made=False)
+                    self.no_place[kind] += 1
+                    continue
+                if self.named and isinstance(row, Contact):
+                    self._company_named(row)
+                self._expect(kind, row)
+
+    async def _walk(
+        self, side: str, crm: Client, kinds: Iterable[str], told: Told
+    ) -> AsyncGenerator[tuple[str, Any], None]:
         numbers: Counter[str] = Counter()
-        walk = self.source.together(*(MOVED[kind] for kind in kinds), on_bad=self._unreadable("source"))
-        async for row in walk:
-            kind = kind_of(row)
-            numbers[kind] += 1
-            if numbers[kind] % 50 == 0:
-                told("source", kind, numbers[kind])
-            if kind not in self.kinds:
-                self.seen.add(kind, row.id, getattr(row, "name", None) or "", made=False)
-                self.no_place[kind] += 1
-                continue
-            if named and isinstance(row, Contact):
-                self._company_named(row)
-            self._expect(kind, row)
+        walk = crm.together(*(MOVED[kind] for kind in kinds), on_bad=self._unreadable(side))
+        async with aclosing(walk.pages()) as pages:
+            async for page in pages:
+                for row in page:
+                    kind = kind_of(row)
+                    numbers[kind] += 1
+                    if numbers[kind] % 50 == 0:
+                        told(side, kind, numbers[kind])
+                    yield kind, row
 
     def _company_named(self, contact: Contact) -> None:
         """A company that is but a word on contacts becomes a row in the target."""
         key, name = company_key(contact.company), named_company(contact.company)
         if key is not None and self.seen.add("companies", key, name):
-            self._expect("companies", Company(id=key, name=name))
+            company = Company(id=key, name=name)
+            self.source_row(company)
+            self._expect("companies", company)
 
     def _expect(self, kind: str, row: Any) -> None:
         there = self.translate(row)
@@ -259,18 +297,13 @@ class _Comparing:
 
     async def read_target(self, told: Told) -> None:
         """Every row as it stands there."""
-        numbers: Counter[str] = Counter()
         kinds = [kind for kind in KINDS if kind in self.kinds]
-        walk = self.target.together(*(MOVED[kind] for kind in kinds), on_bad=self._unreadable("target"))
-        async for row in walk:
-            kind = kind_of(row)
-            numbers[kind] += 1
-            if numbers[kind] % 50 == 0:
-                told("target", kind, numbers[kind])
-            plain, origin = self._unmarked(row)
-            self._put("target", kind, row.id, plain, row.unread)
-            if origin is not None:
-                self._pair(kind, origin, row.id)
+        async with aclosing(self._walk("target", self.target, kinds, told)) as rows:
+            async for kind, row in rows:
+                plain, origins = unmarked(row)
+                self._put("target", kind, row.id, plain, row.unread)
+                marks = ((kind, each, row.id) for each in origins)
+                self.db.executemany("INSERT OR IGNORE INTO mark VALUES (?, ?, ?)", marks)
 
     def _unreadable(self, side: str) -> Callable[[type[Any], Unreadable], None]:
         def bad(entity: type[Any], wrong: Unreadable) -> None:
@@ -284,53 +317,51 @@ class _Comparing:
 
         return bad
 
-    def _unmarked(self, row: Any) -> tuple[Any, Id | None]:
-        """A row without the mark that says where it came from, and that: a tag, or what a custom field holds."""
-        begin, found = f"{self.plan.source.origin}{row.KIND}:", list[str]()
-
-        def marks(part: Any) -> bool:
-            texts = [part.name] if isinstance(part, Tag) else part.values if isinstance(part, FieldValue) else ()
-            mine = [text.removeprefix(begin) for text in texts if isinstance(text, str) and text.startswith(begin)]
-            found.extend(mine)
-            return bool(mine)
-
-        kept = {name: tuple(part for part in getattr(row, name, ()) if not marks(part)) for name in ("tags", "fields")}
-        if not found:
-            return row, None
-        id = int(found[0]) if found[0].isascii() and found[0].isdecimal() else found[0]
-        return evolve(row, **{name: parts for name, parts in kept.items() if hasattr(row, name)}), id
-
     # ------------------------------------------------------------------------------------------------------ on disk
 
     def _put(self, side: str, kind: str, id: Id, row: Any, skip: Iterable[str]) -> None:
-        names = filled(row) & (self._compared(kind) if side == "target" else {*filled(row)})
-        rows_there = self.target.can(Company, Verb.CREATE)
-        content = {name: _plain(getattr(row, name), rows_there) for name in sorted(names - _untold(kind))}
+        said = content(self.target.dialect, row, self._compared(kind) if side == "target" else None)
         name = getattr(row, "name", None) or getattr(row, "text", None)
-        told = (side, kind, id, name, json.dumps(content), json.dumps(sorted(skip)))
+        told = (side, kind, id, name, json.dumps(said), json.dumps(sorted(skip)))
         # A row that comes twice while the account is in use is the one that came first.
         if not self.db.execute("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?, ?, ?, NULL)", told).rowcount:
             return
-        own = int.from_bytes(_clue(content, _OWN)[:6])
+        if side == "source" and not (origin := mark(self.plan.source.origin, row.KIND, id)).endswith(f":{id}"):
+            self.db.execute("INSERT OR IGNORE INTO alias VALUES (?, ?)", (origin, id))
+        own = int.from_bytes(clue(said, OWN)[:6])
         sql = "INSERT INTO brood VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET sum = (sum + excluded.sum) & 0xFFFFFFFFFFFF"
-        self.db.executemany(sql, ((side, *above, own) for above in _above(content)))
+        self.db.executemany(sql, ((side, *above, own) for above in _above(said)))
 
     def _compared(self, kind: str) -> frozenset[str]:
-        """Fields that the target reads back, and that it can have been given."""
-        resource = self.target.dialect.resource(MOVED[kind])
-        written = resource.survivors(Verb.CREATE) | resource.survivors(Verb.COMPLETE)
-        return resource.survivors(Verb.LIST) & written
+        return compared(self.target.dialect, kind)
 
-    def _pair(self, kind: str, source: Id, target: Id) -> None:
-        """Make two rows one, if both are there and neither has another partner."""
+    def _marked(self, kind: str) -> None:
+        """Pair what is left and says where it came from, the lowest id first where several came from one."""
+        begin = f"{self.plan.source.origin}{MOVED[kind].KIND}:"
+        for origin, target in self.db.execute("SELECT origin, id FROM mark WHERE kind = ? ORDER BY id", (kind,)):
+            if not origin.startswith(begin):
+                continue
+            text = origin.removeprefix(begin)
+            known = self.db.execute("SELECT id FROM alias WHERE origin = ?", (origin,)).fetchone()
+            ids: list[Id] = (
+                [known[0]] if known else [int(text), text] if text.isascii() and text.isdecimal() else [text]
+            )
+            any(self._pair(kind, id, target, tell=True) for id in ids)
+
+    def _pair(self, kind: str, source: Id, target: Id, *, tell: bool = False) -> bool:
+        """Make two rows one, if both are there and neither has another partner; whether they are."""
         free = "SELECT 1 FROM row WHERE side = ? AND kind = ? AND id = ? AND partner IS NULL"
-        if all(self.db.execute(free, (side, kind, id)).fetchone() for side, id in _sides(source, target)):
-            self._partners(kind, source, target)
+        if not all(self.db.execute(free, (side, kind, id)).fetchone() for side, id in _sides(source, target)):
+            return False
+        self._partners(kind, source, target, tell=tell)
+        return True
 
-    def _partners(self, kind: str, source: Id, target: Id) -> None:
+    def _partners(self, kind: str, source: Id, target: Id, *, tell: bool) -> None:
         sql = "UPDATE row SET partner = ? WHERE side = ? AND kind = ? AND id = ?"
         self.db.execute(sql, (target, "source", kind, source))
         self.db.execute(sql, (source, "target", kind, target))
+        if tell:
+            self.paired(kind, source, target)
 
     def _rows(self, side: str, kind: str, *, paired: bool) -> Iterator[_Stored]:
         """Rows with what they are tied to as the target knows it, by their ids."""
@@ -354,7 +385,7 @@ class _Comparing:
             )
 
         changed: dict[str, Any] = {}
-        for name in _LINKS & content.keys():
+        for name in LINKS & content.keys():
             part = content[name]
             changed[name] = sorted(map(there, part), key=json.dumps) if name == "contacts" else there(part)
         return content | changed
@@ -367,9 +398,12 @@ class _Comparing:
             if kind not in self.kinds:
                 continue
             if kind in pairs:
-                for source, target in pairs[kind].items():
+                given = pairs[kind]
+                known = cast("Iterable[tuple[Id, Id]]", given.items() if isinstance(given, Mapping) else given)
+                for source, target in known:
                     self._pair(kind, source, target)
-            else:
+            self._marked(kind)
+            if kind not in pairs:
                 self._guess(kind)
             self._compare(kind)
         dropped, folded = ({name: n for (name, into), n in self.lost.items() if into is way} for way in (False, True))
@@ -385,8 +419,8 @@ class _Comparing:
 
     def _guess(self, kind: str) -> None:
         """Rows that say the same are one: all they say at first, and then less and less of it."""
-        compared = self._compared(kind) - _STAMPS - _untold(kind)
-        ours = tuple(name for name in _OURS if name in compared)
+        compared = self._compared(kind) - STAMPS - untold(kind)
+        ours = tuple(name for name in OURS if name in compared)
         dated = tuple(name for name in ("created_at", "due", "pipeline", "stage") if name in compared)
         self._match(kind, tuple(sorted(compared)), brood=True)
         self._match(kind, (*ours, *dated), brood=True)
@@ -399,9 +433,9 @@ class _Comparing:
             self._match(kind, tuple(name for name in ours if name != but), told=2)
         called = tuple(name for name in ("name", "text") if name in ours)
         reached = tuple(name for name in ("phones", "emails") if name in ours)
-        tied = tuple(name for name in ours if name in _LINKS)
+        tied = tuple(name for name in ours if name in LINKS)
         for names in ((*called, *reached), (*called, *tied), called, reached, (*tied, *dated[:1])):
-            self._match(kind, names, told=2 if names and names[0] in _LINKS else 1)
+            self._match(kind, names, told=2 if names and names[0] in LINKS else 1)
 
     def _match(self, kind: str, names: Sequence[str], told: int = 0, brood: bool = False) -> None:
         """Pair what is left and agrees in these fields, as multisets; ``told`` of them at least have to say something.
@@ -415,13 +449,13 @@ class _Comparing:
         for side in ("source", "target"):
             rows = self._rows(side, kind, paired=False)
             clues = (
-                (side, _clue(row.content, names) + (self._brood(side, kind, row.id) if brood else b""), row.id)
+                (side, clue(row.content, names) + (self._brood(side, kind, row.id) if brood else b""), row.id)
                 for row in rows
                 if _tells(row.content, names, told)
             )
             self.db.executemany("INSERT INTO clue VALUES (?, ?, ?)", clues)
         for source, target in self.db.execute(_AGREEING):
-            self._partners(kind, source, target)
+            self._partners(kind, source, target, tell=True)
 
     def _brood(self, side: str, kind: str, id: Id) -> bytes:
         sql = "SELECT sum FROM brood WHERE side = ? AND kind = ? AND id = ?"
@@ -433,14 +467,14 @@ class _Comparing:
     def _compare(self, kind: str) -> None:
         listed = self.source.can(MOVED[kind], Verb.LIST)
         told = self.source.dialect.resource(MOVED[kind]).survivors(Verb.LIST) if listed else frozenset({"name"})
-        compared, emptied = self._compared(kind), (told & {*_OURS}) - _FILLED_IN
+        compared, emptied = self._compared(kind), (told & {*OURS}) - _FILLED_IN
         one = "SELECT * FROM row WHERE side = 'target' AND kind = ? AND id = ?"
         for row in self._rows("source", kind, paired=True):
             there = _stored(self.db.execute(one, (kind, row.partner)).fetchone())
             asked = (compared & row.content.keys()) | (emptied & there.content.keys())
             wrong = {name for name in asked - row.skip - there.skip if row.content.get(name) != there.content.get(name)}
-            self.restamped.update(f"{MOVED[kind].KIND}.{name}" for name in wrong & _STAMPS)
-            fields = tuple(sorted(wrong - _STAMPS))
+            self.restamped.update(f"{MOVED[kind].KIND}.{name}" for name in wrong & STAMPS)
+            fields = tuple(sorted(wrong - STAMPS))
             sign = Sign.DIFFERS if fields else Sign.SAME
             self._found(Finding(kind=kind, sign=sign, source=row.id, target=there.id, name=row.name, fields=fields))
         for row in self._rows("source", kind, paired=False):
@@ -461,35 +495,51 @@ def _place(crm: Client) -> str:
     return crm.base_url.partition("://")[2].partition("/")[0]
 
 
+def compared(target: Dialect, kind: str) -> frozenset[str]:
+    """Fields of a kind that the target reads back, and that it can have been given."""
+    resource = target.resource(MOVED[kind])
+    written = resource.survivors(Verb.CREATE) | resource.survivors(Verb.COMPLETE)
+    return resource.survivors(Verb.LIST) & written
+
+
+def content(target: Dialect, row: Any, names: frozenset[str] | None = None) -> dict[str, Any]:
+    """What a row says, or says of these fields, in a form that can be compared and kept as JSON."""
+    rows_there, told = target.can(Company, Verb.CREATE), filled(row) - untold(kind_of(row))
+    return {
+        name: comparable(getattr(row, name), rows_there) for name in sorted(told if names is None else told & names)
+    }
+
+
 @cache
-def _untold(kind: str) -> frozenset[str]:
+def untold(kind: str) -> frozenset[str]:
     """What the other end of a tie tells too, what goes with the stage, and what nobody writes."""
     return frozenset({*MIRRORED.get(kind, ()), "outcome", "deleted"})
 
 
 def _above(content: Mapping[str, Any]) -> Iterator[tuple[str, Id]]:
     """What a row is tied to, of what moves."""
-    for name in _LINKS & content.keys():
+    for name in LINKS & content.keys():
         for kind, id, *_ in content[name] if name == "contacts" else [content[name]]:
             of = kind_at(Ref(Kind(kind), id))
             if of is not None and id is not None:
                 yield of, id
 
 
-def _clue(content: Mapping[str, Any], names: Sequence[str]) -> bytes:
+def clue(content: Mapping[str, Any], names: Sequence[str]) -> bytes:
+    """A digest of what a row says of these fields (``content``): equal where it says the same."""
     told = [content.get(name) for name in names]
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).digest()
 
 
 def _tells(content: Mapping[str, Any], names: Sequence[str], number: int) -> bool:
-    return sum(name in content for name in names if name in _TELLING) >= number
+    return sum(name in content for name in names if name in TELLING) >= number
 
 
-def _plain(part: Any, rows_there: bool) -> Any:
+def comparable(part: Any, rows_there: bool) -> Any:
     """A content as JSON that is equal where it says the same: in any order, and whatever a number's form is."""
     if isinstance(part, tuple):
         parts: tuple[Any, ...] = part  # pyright: ignore[reportUnknownVariableType]
-        return sorted((_plain(each, rows_there) for each in parts), key=json.dumps)
+        return sorted((comparable(each, rows_there) for each in parts), key=json.dumps)
     if isinstance(part, Link):
         if part.ref.kind is Kind.COMPANY:
             # Where companies are no rows, it is the name that counts.
@@ -501,12 +551,12 @@ def _plain(part: Any, rows_there: bool) -> Any:
         return part.name
     if isinstance(part, FieldValue):
         known = part.field.id if part.field is not None else part.code
-        return [known, [_plain(each, rows_there) for each in part.values]]
+        return [known, [comparable(each, rows_there) for each in part.values]]
     if isinstance(part, Decimal):
         return f"{part.normalize():f}"
     if isinstance(part, datetime):
         return part.astimezone(UTC).isoformat()
     kind = cast(Any, type(part))
     if has(kind):
-        return {name: _plain(getattr(part, name), rows_there) for name in fields_dict(kind)}
+        return {name: comparable(getattr(part, name), rows_there) for name in fields_dict(kind)}
     return to_tree(part)

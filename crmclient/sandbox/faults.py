@@ -4,15 +4,16 @@ A fault sits in front of a face and knows none by name. ``drop-after`` is the on
 and nobody hears of it.
 """
 
+import asyncio
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final, TypeAlias
 
-from attrs import define, field, frozen, validators
+from attrs import Factory, define, field, frozen, validators
 
 from crmclient.clock import Clock
 
@@ -45,17 +46,29 @@ class Action(StrEnum):
     STATUS_AFTER = "status-after"
     """An error of ``status``, and the vendor has acted all the same: a gateway gave up waiting for it."""
     HTML = "html"
-    """A maintenance page with 200."""
+    """A maintenance page with ``status``, and the vendor has not acted."""
+    HTML_AFTER = "html-after"
+    """A maintenance page with ``status``, and the vendor has acted all the same."""
     THROTTLE = "throttle"
     """429, with ``seconds`` to wait."""
     UNAUTHORIZED = "unauthorized"
     """401, as if the token had died."""
     TWICE = "twice"
     """The request arrives a second time, as a proxy's own retry would have it; the first answer is lost."""
+    LATE = "late"
+    """The connection ends at once, and the request outlives its sender: it reaches the vendor as the last of so many
+    further ``requests`` arrives, and before that one is answered; or, told ``requests=None``, before the first that
+    comes once ``seconds`` have passed."""
     KILL_BEFORE = "kill-before"
     """``pid`` is killed with SIGKILL as the request arrives."""
     KILL_AFTER = "kill-after"
     """``pid`` is killed with SIGKILL once the vendor has acted, before it can hear of it."""
+    KILL_LATE = "kill-late"
+    """``pid`` is killed with SIGKILL as the request arrives, which reaches the vendor late."""
+
+
+_STATUS: Final = (Action.STATUS, Action.STATUS_AFTER, Action.HTML, Action.HTML_AFTER)
+_LATE: Final = (Action.LATE, Action.KILL_LATE)
 
 
 @frozen(kw_only=True)
@@ -67,12 +80,18 @@ class Fault:
     nth: int = field(default=1, validator=validators.ge(1))
     times: int = field(default=1, validator=validators.ge(1))
     seconds: float = field(default=1.0, validator=validators.ge(0))
-    status: int = 503
+    status: int = field(
+        default=Factory(lambda self: 200 if self.action in (Action.HTML, Action.HTML_AFTER) else 503, takes_self=True)
+    )
+    requests: int | None = field(default=3, validator=validators.optional(validators.ge(1)))
     pid: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Fault":
-        """``drop-after``, ``drop-after#3``, ``status=502 POST /api/v4/leads#2``. ValueError says what is wrong."""
+        """``drop-after#3``, ``status=502 POST /api/v4/leads#2``, ``late=5`` requests, ``late=20s``.
+
+        ValueError says what is wrong.
+        """
         words, _, nth = text.partition("#")
         head, *rest = words.split(maxsplit=1) or [""]
         name, _, given = head.partition("=")
@@ -82,9 +101,12 @@ class Fault:
             raise ValueError(f"{name!r} is no fault; there are {', '.join(Action)}") from None
         more: dict[str, Any] = {}
         try:
-            if given:
-                key = "status" if action in (Action.STATUS, Action.STATUS_AFTER) else "seconds"
-                more[key] = int(given) if key == "status" else float(given)
+            if given and action in _STATUS:
+                more["status"] = int(given)
+            elif given and action in _LATE and not given.endswith("s"):
+                more["requests"] = int(given)
+            elif given:
+                more |= {"seconds": float(given.removesuffix("s")), "requests": None if action in _LATE else 3}
             if nth:
                 more["nth"] = int(nth)
             return cls(action=action, on=rest[0].strip() if rest else "*", **more)
@@ -100,20 +122,43 @@ class Dropped(Exception):
         self.messages = tuple(messages)
 
 
+def _shoot(fault: Fault) -> None:
+    if fault.pid is not None:
+        os.kill(fault.pid, signal.SIGKILL)
+
+
+@frozen(eq=False)
+class _Late:
+    """A request on its way to a vendor that nobody waits for any more."""
+
+    arrive: Callable[[], Coroutine[Any, Any, object]]
+    due: Callable[[], bool]
+    loop: asyncio.AbstractEventLoop
+
+
 @define
 class Faults:
     """A script that goes on. Faults may be added while the sandbox runs; each counts the requests it is about itself."""
 
     script: list[Fault] = field(factory=list[Fault])
+    decide: Callable[[str, str, int], Fault | None] | None = None
+    """Asked of every request, by method, path and its number among all of them, from 1. The script goes before."""
+    kill: Callable[[Fault], object] = _shoot
+    """What the killing faults do to the client. One in the same process dies of what this raises."""
+    count: int = field(init=False, default=0)
+    """Requests seen, whatever became of them."""
     seen: dict[int, int] = field(init=False, factory=dict[int, int])
     done: list[Fault] = field(init=False, factory=list[Fault])
     """The faults that have happened, in order."""
+    late: list[_Late] = field(init=False, factory=list[_Late])
 
     def add(self, *faults: Fault | str) -> None:
         self.script += [Fault.parse(each) if isinstance(each, str) else each for each in faults]
 
     def next(self, method: str, path: str) -> Fault | None:
         """The fault of this request. Of several, the first in the script happens; the others count it all the same."""
+        self.count += 1
+        decided = self.decide(method, path, self.count) if self.decide else None
         due: Fault | None = None
         for place, fault in enumerate(self.script):
             if not fnmatchcase(f"{method} {path}", fault.on if fault.on == "*" or " " in fault.on else f"* {fault.on}"):
@@ -121,16 +166,38 @@ class Faults:
             self.seen[place] = self.seen.get(place, 0) + 1
             if due is None and fault.nth <= self.seen[place] < fault.nth + fault.times:
                 due = fault
+        due = due or decided
         if due is not None:
             self.done.append(due)
         return due
+
+    async def land(self, *, due: bool = False) -> int:
+        """Let the requests that are late arrive now, in order, or those that are ``due``; and say how many.
+
+        Each is judged as if it had been sent now, its token and the vendor's limit included.
+        """
+        landed = 0
+        while landing := [each for each in self.late if each.due() or not due]:
+            each = landing[0]
+            self.late.remove(each)
+            if each.loop is asyncio.get_running_loop() or not each.loop.is_running():
+                await each.arrive()
+            else:  # The world is used from one thread.
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(each.arrive(), each.loop))
+            landed += 1
+        return landed
 
 
 def faulty(app: _App, faults: Faults, clock: Clock) -> _App:
     """The same face, with a script of faults before it."""
 
     async def face(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        fault = faults.next(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        fault = faults.next(scope["method"], scope["path"])
+        number = faults.count
+        await faults.land(due=True)
         if fault is None:
             await app(scope, receive, send)
             return
@@ -143,35 +210,45 @@ def faulty(app: _App, faults: Faults, clock: Clock) -> _App:
             case Action.STATUS:
                 await _say(send, fault.status, b'{"status":%d,"detail":"made to fail"}' % fault.status)
             case Action.HTML:
-                await _say(send, 200, _PAGE, "text/html; charset=utf-8")
+                await _say(send, fault.status, _PAGE, "text/html; charset=utf-8")
             case Action.THROTTLE:
                 body = json.dumps({"status": 429, "retry_after": fault.seconds}).encode()
                 await _say(send, 429, body, after=fault.seconds)
             case Action.UNAUTHORIZED:
                 await _say(send, 401, b'{"status":401,"title":"Unauthorized"}')
             case Action.KILL_BEFORE:
-                _kill(fault)
+                faults.kill(fault)
+                raise Dropped
+            case Action.LATE | Action.KILL_LATE:
+                body, at, more = await _whole(receive), clock.monotonic() + fault.seconds, fault.requests
+                faults.late.append(
+                    _Late(
+                        arrive=lambda: _acted(app, scope, body),
+                        due=lambda: clock.monotonic() >= at if more is None else faults.count >= number + more,
+                        loop=asyncio.get_running_loop(),
+                    )
+                )
+                if fault.action is Action.KILL_LATE:
+                    faults.kill(fault)
                 raise Dropped
             case Action.TWICE:
                 body = await _whole(receive)
                 await _acted(app, scope, body)
                 for message in await _acted(app, scope, body):
                     await send(message)
-            case Action.DROP_AFTER | Action.TEAR | Action.STATUS_AFTER | Action.KILL_AFTER:
+            case Action.STATUS_AFTER:
+                await _acted(app, scope, await _whole(receive))
+                await _say(send, fault.status, b'{"status":%d,"detail":"made to fail"}' % fault.status)
+            case Action.HTML_AFTER:
+                await _acted(app, scope, await _whole(receive))
+                await _say(send, fault.status, _PAGE, "text/html; charset=utf-8")
+            case Action.DROP_AFTER | Action.TEAR | Action.KILL_AFTER:
                 answered = await _acted(app, scope, await _whole(receive))
-                if fault.action is Action.STATUS_AFTER:
-                    await _say(send, fault.status, b'{"status":%d,"detail":"made to fail"}' % fault.status)
-                    return
                 if fault.action is Action.KILL_AFTER:
-                    _kill(fault)
+                    faults.kill(fault)
                 raise Dropped(_half(answered) if fault.action is Action.TEAR else ())
 
     return face
-
-
-def _kill(fault: Fault) -> None:
-    if fault.pid is not None:
-        os.kill(fault.pid, signal.SIGKILL)
 
 
 async def _whole(receive: Any) -> bytes:

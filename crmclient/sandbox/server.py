@@ -5,6 +5,7 @@ import errno
 import re
 import socket
 import threading
+from array import array
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 import anyio.lowlevel
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from crmclient.clock import Clock
 from crmclient.sandbox.faults import Dropped, Fault, Faults, faulty
-from crmclient.sandbox.world import World
+from crmclient.sandbox.world import Condition, Range, World
 
 if TYPE_CHECKING:
     import httpx
@@ -52,6 +53,10 @@ class NoSuchFace(LookupError):
         super().__init__(f"no sandbox {name!r}; there are {', '.join(known) or 'none'}")
         self.name = name
         self.known = known
+
+
+LAGS: Final = ("none", "3", "10", "5s", "60s")
+"""How far behind a search index may be: so many requests, or seconds."""
 
 
 # --- what a face is --------------------------------------------------------------------------------------------------
@@ -95,6 +100,10 @@ class Account:
     """Tokens, sessions, clients, codes: the face's own shape, in memory only."""
     faults: Faults = field(factory=Faults)
     """What is to go wrong, and what has."""
+    colleagues: list[tuple[int, Callable[[World], object]]] = Factory(list[tuple[int, Callable[[World], object]]])
+    """Who else works in the account, and before every how-manieth request is answered."""
+    _newest: "array[int]" = field(factory=lambda: array("q"), init=False)
+    """The last id there was when each request arrived."""
 
     @classmethod
     def open(
@@ -111,6 +120,28 @@ class Account:
         if not isinstance(faults, Faults):
             script.add(*faults)
         return cls(world, clock or world.clock, _decided(face, switches or {}), limits, faults=script)
+
+    def arrived(self, method: str, path: str) -> None:
+        """Count a request, and let the colleagues whose turn it is work before it is answered."""
+        self.stats.arrived(method, path, _came_in(self.clock))
+        self._newest.append(self.world.newest)
+        for every, work in self.colleagues:
+            if self.stats.requests % every == 0:
+                work(self.world)
+
+    def indexed(self, lag: Setting) -> Mapping[str, Condition]:
+        """What a search adds to its conditions when its index lags behind: one of ``LAGS``.
+
+        A row is hidden from the next so many requests, or for so many seconds, by whatever it came.
+        """
+        if lag == "none":
+            return {}
+        text = str(lag)
+        if text.endswith("s"):
+            newest = self.world.newest_at(self.world.clock.monotonic() - float(text[:-1]))
+        else:
+            newest = self._newest[max(0, len(self._newest) - 1 - int(text))]
+        return {"indexed": Range(high=newest)}
 
 
 def _decided(face: Face, given: Mapping[str, Setting]) -> dict[str, Setting]:
@@ -282,6 +313,10 @@ class Running:
     def faults(self) -> Faults:
         return self.account.faults
 
+    def meanwhile(self, work: Callable[[World], object], *, every: int = 1) -> None:
+        """Somebody else works in this account: ``work`` gets the world before every so-manieth request is answered."""
+        self.account.colleagues.append((every, work))
+
     @property
     def script(self) -> str:
         """A program that talks to this sandbox, to paste."""
@@ -362,7 +397,7 @@ def _counted(app: App, account: Account) -> App:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        account.stats.arrived(scope["method"], scope["path"], _came_in(account.clock))
+        account.arrived(scope["method"], scope["path"])
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -18,6 +18,8 @@ import json
 import random
 import sqlite3
 import weakref
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -171,11 +173,13 @@ class World:
     """One account's rows. Used from one thread; every public write is one transaction.
 
     A fresh world holds the account, three users, two pipelines, task types and field definitions. Opened on a file that
-    is a world already, it goes on with what is there.
+    is a world already, it goes on with what is there. ``sparse`` is a seed: ids grow from here on by steps of up to a
+    thousand that look like chance.
     """
 
-    def __init__(self, path: str = ":memory:", *, clock: Clock) -> None:
+    def __init__(self, path: str = ":memory:", *, clock: Clock, sparse: int | None = None) -> None:
         self._open(path, clock)
+        self.sparse = sparse
         self._fresh = not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'counter'").fetchone()
         if self._fresh:
             self._beginning()._db.backup(self._db)
@@ -187,6 +191,7 @@ class World:
         """What every world begins as, made once and copied: none of its rows is dated by a clock."""
         world = World.__new__(World)
         world._open(":memory:", SYSTEM_CLOCK)
+        world.sparse = None
         world._last = 4800
         with world.transaction():
             _create_tables(world._db)
@@ -202,6 +207,7 @@ class World:
         self._finalizer = weakref.finalize(self, self._db.close)
         self._depth = 0
         self._tags: dict[tuple[str, str], int] = {}
+        self._times, self._before = array("d"), array("q")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
 
@@ -216,7 +222,7 @@ class World:
 
     def copy(self, *, clock: Clock | None = None) -> "World":
         """A world in memory with the rows of this one: what is changed in either, the other does not know."""
-        made = World(clock=clock or self.clock)
+        made = World(clock=clock or self.clock, sparse=self.sparse)
         made.become(self)
         return made
 
@@ -225,6 +231,7 @@ class World:
         other._db.backup(self._db)
         self._last = self._stored_last()
         self._tags.clear()
+        self._times, self._before = array("d"), array("q")
         self._fresh = False
 
     @property
@@ -242,6 +249,16 @@ class World:
     def admin(self) -> Row:
         """The user in whose name things happen when nobody else is named."""
         return self.select("user", where={"admin": True}, limit=1)[0]
+
+    @property
+    def newest(self) -> int:
+        """The last id that was given out."""
+        return self._last
+
+    def newest_at(self, at: float) -> int:
+        """The last id that had been given out by then, in the clock's monotonic seconds."""
+        place = bisect_right(self._times, at)
+        return self._before[place] if place < len(self._times) else self._last
 
     def get(self, kind: str, id: Key) -> Row | None:
         clause, values = _key(kind, id)
@@ -269,9 +286,9 @@ class World:
     ) -> list[Row]:
         """Rows in order, ties by id in the same direction. ``deleted`` rows are rows too: exclude them yourself.
 
-        ``where`` names keys of the kind, and besides them ``search`` (with ``Contains``) and, for deals, ``contact``
-        (deals that have this contact, or one of these). A value means equal, a collection means one of, and then there
-        are ``Range``, ``Contains`` and ``Not``.
+        ``where`` names keys of the kind, and besides them ``search`` (with ``Contains``), ``indexed`` (the id once more,
+        for what a search has got round to) and, for deals, ``contact`` (deals that have this contact, or one of these).
+        A value means equal, a collection means one of, and then there are ``Range``, ``Contains`` and ``Not``.
         """
         table = _table(kind)
         clause, values = _clause(kind, where)
@@ -306,6 +323,8 @@ class World:
             if self._last != last:
                 self._db.execute("UPDATE counter SET last = ?", (self._last,))
             self._db.execute("COMMIT")
+            if self._last != last:
+                self._noted(last)
         except BaseException:
             self._db.execute("ROLLBACK")
             self._last = last
@@ -317,7 +336,10 @@ class World:
     def next_id(self) -> int:
         """An id nobody has had. One sequence for the whole account, growing, with gaps as in any account with life."""
         with self.transaction():
-            self._last += 1 + (self._last * 2654435761 >> 9) % 3
+            if self.sparse is None:
+                self._last += 1 + (self._last * 2654435761 >> 9) % 3
+            else:
+                self._last += random.Random(f"{self.sparse} {self._last}").randrange(1, 1000)
             return self._last
 
     def add(self, kind: str, row: Mapping[str, Any]) -> int:
@@ -413,6 +435,13 @@ class World:
 
     def _now(self) -> int:
         return int(self.clock.now().timestamp())
+
+    def _noted(self, before: int) -> None:
+        """Remember when the ids after this one were given out."""
+        now = self.clock.monotonic()
+        if not self._times or self._times[-1] != now:
+            self._times.append(now)
+            self._before.append(before)
 
     def _stored_last(self) -> int:
         return cast(int, self._db.execute("SELECT last FROM counter").fetchone()[0])
@@ -527,7 +556,7 @@ def _all_of(kind: str, where: Mapping[str, Condition]) -> tuple[str, list[Any]]:
             sql, more = _compare("contact_id", condition)
             sql = f"id IN (SELECT deal_id FROM deal_contact WHERE {sql})"
         else:
-            sql, more = _compare(_column(kind, key), condition)
+            sql, more = _compare(_column(kind, "id" if key == "indexed" else key), condition)
         clauses.append(sql)
         values += more
     return " AND ".join(clauses) or "1", values
@@ -801,7 +830,7 @@ def populate(
     """
     numbers = (contacts, companies, deals, tasks, notes)
     # No row is dated by a clock: what was made once for a small account can be copied into the next.
-    if world.untouched and sum(numbers) <= _REMEMBERED:
+    if world.untouched and world.sparse is None and sum(numbers) <= _REMEMBERED:
         world.become(_populated(*numbers, seed, as_rows))
     else:
         _fill(world, *numbers, seed, as_rows)

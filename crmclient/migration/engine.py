@@ -1,0 +1,1141 @@
+"""Moves one account into another: every row once, killed and resumed wherever it may be, at the pace both sides allow.
+
+What has been done is in the ledger; whoever runs it again goes on from there. A create is written down before it is
+sent, sent once, and never sent again while anybody might still be working on it (``reconcile``). It names no vendor: what
+can be done, and how, is read off the two dialects.
+"""
+
+import asyncio
+import json
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+from uuid import uuid4
+
+from attrs import define, evolve, field, frozen
+
+from crmclient import flows
+from crmclient.client import Client, Together
+from crmclient.clock import SYSTEM_CLOCK, Clock
+from crmclient.dialect import START, Flow, Made, Need, NotApplied, Receipt, Refused, Row, Verb, Writing, mapping
+from crmclient.entities import Company, Contact, FieldType, Id, Kind, Ref, field_names
+from crmclient.errors import (
+    AmbiguousWrite,
+    Banned,
+    CRMError,
+    Misconfigured,
+    NotFound,
+    RateLimited,
+    Rejected,
+    TransportError,
+    Unavailable,
+    Unreadable,
+    UsageError,
+)
+from crmclient.migration.ledger import SETTLED, Batch, Fresh, Ledger, Run, Settled, State, digest
+from crmclient.migration.matching import (
+    KINDS,
+    MARKER,
+    MOVED,
+    company_key,
+    kind_at,
+    kind_of,
+    mark,
+    named_company,
+    word,
+)
+from crmclient.migration.plan import Plan, to_toml, vocabulary
+from crmclient.migration.reconcile import Prints, completed, newest, seek
+from crmclient.migration.translation import FieldThere, Translated, Translation, Words, folded, marked, same
+from crmclient.migration.verify import Finding, Sign, Verdict, check
+from crmclient.serial import cursor_from_tree, cursor_to_tree
+from crmclient.vocabulary import Field
+
+# What passes by itself, so that trying again later helps.
+_PASSING: Final = (TransportError, Unavailable, RateLimited, Unreadable)
+# So many failures in a row without one success are no accident any more.
+_TRIES: Final = 6
+# A row that has vanished so often is not sent a further time.
+_VANISHING: Final = 3
+# A row is read at most so often again because something was changed meanwhile.
+_ROUNDS: Final = 3
+
+
+@frozen(kw_only=True)
+class Event:
+    """How a move stands. ``phase`` is ``words``, ``moving``, ``verifying`` or ``ended``; ``read`` and ``counts`` are by
+    kind; ``requests`` are those that this run has spent on the source and the target; ``said`` is worth a line.
+    """
+
+    phase: str
+    read: Mapping[str, int]
+    counts: Mapping[str, Mapping[State, int]]
+    requests: tuple[int, int]
+    said: str | None = None
+
+
+@frozen
+class _Ready:
+    """A row of the source that can be sent now, and as it is sent."""
+
+    source: Id
+    row: Any
+    there: Translated
+    sent: Any
+    print: Hashable
+
+
+@define
+class _Waiting:
+    """A row of the source that is not dealt with, and as it is sent once all that it hangs on is there."""
+
+    row: Any
+    ready: _Ready | None = None
+
+
+@define
+class _Front:
+    """The next rows of a kind that are not dealt with, as many as a few requests hold."""
+
+    rows: dict[Id, _Waiting] = field(factory=dict[Id, _Waiting])
+    after: int = 0
+    whole: bool = False
+    """Nothing that has been read lies beyond."""
+
+
+class Migration:
+    """A move of ``source`` into ``target`` by a plan, written down in a ledger::
+
+        with Ledger("acme.ledger") as ledger:
+            migration = Migration(source, target, plan, ledger)
+            async for event in migration:
+                print(event.phase, event.counts)
+            print(migration.verdict.sentence)
+
+    Run it again, with the same plan and ledger, after whatever stopped it. ``stop()`` lets what is in flight end.
+    ``lanes`` is how many requests are under way on the target at once. Iterating raises Misconfigured, before anything is
+    sent, for what ``prepare`` finds; LedgerFailed; and what the CRMs raise when it is no use to go on.
+    """
+
+    def __init__(
+        self,
+        source: Client,
+        target: Client,
+        plan: Plan,
+        ledger: Ledger,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        lanes: int = 8,
+    ) -> None:
+        self.source, self.target, self.plan, self.ledger, self.clock = source, target, plan, ledger, clock
+        self.ended = False
+        self.verdict: Verdict | None = None
+        self._lanes = lanes
+        self._stopping = False
+        self._prepared = False
+        self._failure: BaseException | None = None
+        self._events: deque[Event] = deque(maxlen=1000)
+        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._phase = "words"
+        self._read: Counter[str] = Counter()
+        self._counts: dict[str, Counter[State]] = {}
+        self._base = source.spent.requests, target.spent.requests
+        self._translate = Translation(source.dialect, target.dialect, plan.words(), ledger)
+        self._marks: dict[Kind, FieldThere] = {}
+        self._fronts: dict[str, _Front] = {}
+        self._prints: dict[str, Prints] = {}
+        self._watermarks: dict[str, int] = {}
+        self._open: dict[str, Counter[Hashable]] = {}
+        self._again: deque[tuple[str, tuple[Id, ...]]] = deque()
+        self._unfinished: dict[str, deque[tuple[Id, Id]]] = {}
+        self._found: deque[tuple[str, Id, Id]] = deque()
+        self._coming: frozenset[type[Any]] = frozenset()
+        self._busy = 0
+        self._doubts = 0
+        self._failures = 0
+        self._group: asyncio.TaskGroup | None = None
+        self._altered: dict[tuple[str, Id], Any] = {}
+        self._new: list[Fresh] = []
+        self._asking = False
+        self._me_told = asyncio.Event()
+
+    # -------------------------------------------------------------------------------------------------------- driving
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        task = asyncio.create_task(self._run())
+        task.add_done_callback(lambda _: self._news.set())
+        try:
+            while True:
+                while self._events:
+                    yield self._events.popleft()
+                if task.done():
+                    break
+                self._news.clear()
+                if not self._events:
+                    await self._news.wait()
+            await task
+        finally:
+            if not task.done():
+                # Whoever looks away stops it, as stop() does: what is in flight ends.
+                self.stop()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    task.exception()
+
+    def stop(self) -> None:
+        """Send nothing new, and end once what is in flight has ended. Running again goes on."""
+        self._stopping = True
+        self._wake()
+
+    async def _run(self) -> None:
+        try:
+            await self.prepare()
+            await self._know_the_words()
+            self._tell("moving")
+            await self._move()
+            if not self._stopping:
+                await self._verify()
+            if self._stopping:
+                self.ledger.note_state("stopped")
+        except CRMError as error:
+            if self._prepared and not isinstance(error, Misconfigured):
+                self._note_failure(error)
+            raise
+
+    def _note_failure(self, error: CRMError) -> None:
+        try:
+            self.ledger.note_state(f"stopped: {type(error).__name__}: {error.message}")
+        except CRMError:
+            return  # a ledger that cannot be written says nothing new, and the error is raised anyway
+
+    def _tell(self, phase: str | None = None, said: str | None = None) -> None:
+        self._phase = phase or self._phase
+        spent = self.source.spent.requests - self._base[0], self.target.spent.requests - self._base[1]
+        counts = {kind: Counter(each) for kind, each in self._counts.items()}
+        self._events.append(Event(phase=self._phase, read=dict(self._read), counts=counts, requests=spent, said=said))
+        self._news.set()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    # ------------------------------------------------------------------------------------------------------ preparing
+
+    async def prepare(self) -> None:
+        """See that this plan may be carried out now, by this ledger. Nothing is written to either account.
+
+        Raises Misconfigured, which says what is wrong and what to do about it.
+        """
+        if self._prepared:
+            return
+        plan, ledger = self.plan, self.ledger
+        wrong = plan.of_others(self.source, self.target)
+        if wrong:
+            raise Misconfigured("; ".join(wrong))
+        begun = ledger.run()
+        if begun is not None and (begun.source, begun.target) != (plan.source.address, plan.target.address):
+            raise Misconfigured(
+                f"{ledger.path} is the ledger of another move, from {begun.source} to {begun.target}: "
+                "give each move a ledger of its own"
+            )
+        if outdated := plan.outdated(self.source, self.target):
+            raise Misconfigured(f"{'; '.join(outdated)}: make a new plan, and look at its losses again")
+        if begun is not None and begun.plan_hash != plan.digest:
+            raise Misconfigured(
+                f"the plan was edited since the move of {ledger.path} began at {begun.started_at:%Y-%m-%d %H:%M}: what is "
+                "moved already went by the old one. Go on with that (it is in the ledger: `crmclient report`), or begin "
+                "anew with another ledger and an empty target"
+            )
+        if begun is None:
+            rows = await self._there()
+            if hindrances := plan.hindrances(rows):
+                raise Misconfigured("; ".join(hindrances))
+            for kind, number in rows.items():
+                if number:
+                    await self._know_the_newest(kind)
+            ledger.begin(
+                Run(
+                    id=uuid4().hex,
+                    source=plan.source.address,
+                    target=plan.target.address,
+                    plan=to_toml(plan),
+                    plan_hash=plan.digest,
+                    caps_hash=f"{plan.source.capabilities} {plan.target.capabilities}",
+                    started_at=self.clock.now(),
+                )
+            )
+        else:
+            ledger.note_state("running")
+        self._counts = ledger.counts()
+        self._prepared = True
+
+    async def _there(self) -> dict[str, int]:
+        """How many rows the first page of each kind shows in the target; of what shows only on cards, none."""
+        found: dict[str, int] = {}
+        for kind, entity in MOVED.items():
+            if not self.target.can(entity, Verb.LIST) or flows.only_on_cards(self.target.dialect, entity):
+                continue
+            async with aclosing(self.target.of(entity).pages(prefetch=1)) as pages:
+                async for page in pages:
+                    found[kind] = len(page.items)
+                    if page.items or page.next is None:
+                        break
+        return found
+
+    async def _know_the_newest(self, kind: str) -> None:
+        """The largest id of a kind before anything of ours is there."""
+        found = await self.target.run(newest(self.target.dialect, MOVED[kind]))
+        self.ledger.learn("watermark", kind, found, "the largest id before anything was moved")
+
+    # ------------------------------------------------------------------------------------------------------- the words
+
+    async def _know_the_words(self) -> None:
+        """The custom fields that have to be there: for origins, and for what the plan keeps in fields of its own."""
+        self._tell("words")
+        if self.plan.marker == "field":
+            for entity in MOVED.values():
+                resource = self.target.dialect.resources.get(entity)
+                if resource is not None and "fields" in resource.survivors(Verb.CREATE) & resource.survivors(Verb.LIST):
+                    wanted = Field(entity=entity.KIND, name=MARKER, code=MARKER, type=FieldType.TEXT)
+                    self._marks[entity.KIND] = await self._field("marker", str(entity.KIND), wanted)
+        made = {
+            what: await self._field("field", what, wanted)
+            for what, wanted in getattr(self.plan, "fields_to_make", tuple)()
+        }
+        words = self._translate.words
+        if made:
+            words = evolve(words, made_fields=made)
+        me = self.ledger.mapped("me", "me")
+        self._translate.words = words
+        if words.me is None and me is not None:
+            self._translate.words = self._with_me(Ref(Kind.USER, me))
+        for kind, entity in MOVED.items():
+            if self.target.can(entity, Verb.CREATE):
+                self._prints[kind] = Prints(self.target.dialect, entity, self._is_marked(kind))
+
+    def _is_marked(self, kind: str) -> bool:
+        if self.plan.marker == "field":
+            return MOVED[kind].KIND in self._marks
+        resource = self.target.dialect.resource(MOVED[kind])
+        both = resource.survivors(Verb.CREATE) & resource.survivors(Verb.LIST)
+        return self.plan.marker == "tag" and "tags" in both
+
+    async def _field(self, how: str, what: str, wanted: Field) -> FieldThere:
+        """A custom field of the target by its code or name, made where there is none. It is looked for before and after."""
+        known = self.ledger.mapped(how, what)
+        tried = self.ledger.mapped(f"making {how}", what) is not None
+        for attempt in range(_TRIES):
+            there = await self._field_there(wanted)
+            if there is not None:
+                if known is None:
+                    self.ledger.learn(how, what, there.id, "made" if tried else "there")
+                return FieldThere(there.id, there.code, there.name, there.type, None)
+            if tried and attempt == 0:
+                # It may have been asked for before we died, and may still land.
+                await self.clock.sleep(self.plan.quarantine)
+                tried = False
+                continue
+            self.ledger.learn(f"making {how}", what, None, "asked for")
+            try:
+                await self.target.fields.create(wanted)
+            except AmbiguousWrite:
+                await self.clock.sleep(self.plan.quarantine)
+        raise Misconfigured(f"{self.target.dialect.title} does not show the custom field {wanted.name} that was made")
+
+    async def _field_there(self, wanted: Field) -> Field | None:
+        for each in await vocabulary(self.target, Field):
+            named = word(each.name) == word(wanted.name) and each.type is wanted.type
+            if each.entity is wanted.entity and (named or (wanted.code and each.code == wanted.code)):
+                return each
+        return None
+
+    def _with_me(self, me: Ref) -> Words:
+        words = self._translate.words
+        return evolve(words, me=me, nobody=me if self.plan.unmatched == "me" else words.nobody)
+
+    async def _know_me(self) -> None:
+        """Who the target takes us for, where it does not tell: whom it gave a row for which nobody was named."""
+        for kind in KINDS:
+            entity = MOVED[kind]
+            resource = self.target.dialect.resources.get(entity)
+            if resource is None or "owner" not in resource.survivors(Verb.LIST) or not self.ledger.watermark(kind):
+                continue
+            async with aclosing(self.target.of(entity).pages(prefetch=1)) as pages:
+                async for page in pages:
+                    for row in page:
+                        if row.owner is not None and self.ledger.owned(kind, row.id):
+                            self.ledger.learn("me", "me", row.owner.id, "given to our rows")
+                            self._translate.words = self._with_me(row.owner)
+                            return
+
+    # -------------------------------------------------------------------------------------------------------- moving
+
+    async def _move(self) -> None:
+        """Read, and write what has been read, until all of it is dealt with."""
+        self._fronts = {kind: _Front() for kind in KINDS if kind in self._prints}
+        self._open = {kind: Counter() for kind in self._fronts}
+        self._unfinished = {kind: deque() for kind in self._fronts}
+        self._watermarks = {kind: self.ledger.watermark(kind) for kind in self._fronts}
+        self._busy = self._doubts = 0
+        self._failure = None
+        for item in self.ledger.items(State.MADE):
+            assert item.target is not None  # noqa:
+            self._found.append((item.kind, item.source, item.target))
+        lost = self.ledger.open_batches()
+        if lost:
+            rows = sum(len(batch.sources) for batch in lost)
+            self._tell(said=f"{rows} rows may or may not have been made before this run: looking for them")
+        # Known before anybody asks whether more is to come.
+        walk = self._walk([])
+        text, ended = self.ledger.position()
+        start = START if text is None else cursor_from_tree(json.loads(text))
+        self._coming = frozenset() if ended else self._derived(walk.coming(start))
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for batch in lost:
+                self._doubt(batch)
+            group.create_task(self._guarded(self._read_source))
+            for _ in range(self._lanes):
+                group.create_task(self._lane())
+        self._group = None
+        if self._failure is not None:
+            raise self._failure
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever cannot go on stops everything else where it is safe to stop."""
+        try:
+            await work()
+        except CRMError as error:
+            self._fail(error)
+        finally:
+            self._wake()
+
+    def _fail(self, error: CRMError) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._wake()
+
+    @property
+    def _halted(self) -> bool:
+        return self._stopping or self._failure is not None
+
+    async def _lane(self) -> None:
+        while (work := await self._next()) is not None:
+            await self._guarded(work)
+            self._busy -= 1
+            self._wake()
+
+    async def _next(self) -> Callable[[], Awaitable[None]] | None:
+        while not self._halted:
+            self._changed.clear()
+            work = self._choose()
+            if work is not None:
+                self._busy += 1
+                return work
+            if not self._busy and not self._doubts and not self._coming and self._exhausted():
+                self._wake()
+                return None
+            if not self._changed.is_set():
+                await self._changed.wait()
+        return None
+
+    def _exhausted(self) -> bool:
+        if self._again or self._found or any(self._unfinished.values()):
+            return False
+        return all(front.whole and not front.rows for front in self._fronts.values())
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def _walk(self, unreadable: list[Fresh]) -> Together:
+        def bad(entity: type[Any], wrong: Unreadable) -> None:
+            id, kind = mapping(wrong.raw).get("id"), kind_of(entity)
+            self._read["unreadable"] += 1
+            source: Id = id if isinstance(id, int | str) else f"unreadable {self._read['unreadable']}"
+            told = Fresh(kind=kind, source=source, row=None, state=State.REJECTED, error=f"it cannot be read: {wrong}")
+            unreadable.append(told)
+
+        kinds = [kind for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)]
+        return self.source.together(*(MOVED[kind] for kind in kinds), on_bad=bad)
+
+    async def _read_source(self) -> None:
+        text, ended = self.ledger.position()
+        if ended:
+            return
+        unreadable: list[Fresh] = []
+        walk = self._walk(unreadable)
+        async with aclosing(walk.pages(START if text is None else cursor_from_tree(json.loads(text)))) as pages:
+            async for page in pages:
+                fresh = [each for row in page for each in self._fresh(row)]
+                following = None if page.next is None else json.dumps(cursor_to_tree(page.next))
+                self._note([*fresh, *unreadable], cursor=following, ended=page.next is None)
+                unreadable.clear()
+                self._coming = self._derived(walk.coming(page.next))
+                self._tell()
+                self._wake()
+                if self._halted:
+                    return
+
+    def _derived(self, coming: frozenset[type[Any]]) -> frozenset[type[Any]]:
+        """Companies that are but words come with the contacts, and what is folded into notes with whatever it is of."""
+        more: set[type[Any]] = set()
+        if Contact in coming and Company not in self.source.dialect.resources:
+            more.add(Company)
+        if coming and self._folds:
+            more.add(MOVED["notes"])
+        return coming | more
+
+    @property
+    def _folds(self) -> bool:
+        return any(loss.choice == "fold" for loss in self.plan.losses)
+
+    def _fresh(self, row: Any) -> Iterable[Fresh]:
+        """A row as it comes to the ledger, after what comes with it and before what follows it."""
+        kind = kind_of(row)
+        self._read[kind] += 1
+        above = company_key(row.company) if isinstance(row, Contact) else None
+        if above is not None and Company not in self.source.dialect.resources and "companies" in self._prints:
+            assert isinstance(row, Contact)  # noqa: S101
+            name = named_company(row.company)
+            yield Fresh(kind="companies", source=above, row=Company(id=above, name=name), name=name)
+        named = getattr(row, "name", None) if kind == "companies" else None
+        if kind not in self._prints:
+            words = "company" in self.target.dialect.resource(Contact).survivors(Verb.CREATE)
+            state = State.FOLDED if kind == "companies" and words else State.SKIPPED
+            why = "it stays as words on its contacts" if state is State.FOLDED else "no such rows there"
+            yield Fresh(kind=kind, source=row.id, row=row, state=state, name=named, error=why)
+            return
+        yield Fresh(kind=kind, source=row.id, row=row, above=above, name=named)
+        for note in getattr(self._translate, "besides", lambda row: ())(row):
+            yield Fresh(kind="notes", source=note.id or 0, row=note)
+
+    def _note(self, fresh: Sequence[Fresh], *, cursor: str | None = None, ended: bool = False, part: int = 0) -> None:
+        known = {(each.kind, each.source) for each in fresh if self.ledger.item(each.kind, each.source) is not None}
+        self.ledger.ingest(fresh, cursor=cursor, ended=ended, part=part)
+        for each in {(one.kind, one.source): one for one in reversed(fresh)}.values():
+            if (each.kind, each.source) not in known:
+                self._counts.setdefault(each.kind, Counter())[each.state] += 1
+                if each.kind in self._fronts:
+                    self._fronts[each.kind].whole = False
+
+    # ------------------------------------------------------------------------------------------------------- choosing
+
+    def _choose(self) -> Callable[[], Awaitable[None]] | None:
+        """What to do next: whatever is due of earlier kinds first, as many rows at once as a request takes."""
+        if self._found:
+            return partial(self._look_after, *self._found.popleft())
+        while self._again:
+            kind, sources = self._again.popleft()
+            ready = self._all_ready(kind, sources)
+            if ready is None:
+                self._again.append((kind, sources))
+                break
+            if ready:
+                return self._sending(kind, ready)
+        left: list[tuple[str, list[_Ready]]] = []
+        for kind in self._fronts:
+            ready, rest = self._first_of(kind)
+            if ready:
+                return self._sending(kind, ready)
+            if rest:
+                left.append((kind, rest))
+            finishing = self._finishing(kind, over=not rest)
+            if finishing is not None:
+                return finishing
+        if not self._busy and not self._coming and left:
+            # Nothing else will make them more.
+            kind, ready = left[0]
+            return self._sending(kind, ready)
+        if not self._busy and not self._coming and not self._again:
+            for kind, rows in self._unfinished.items():
+                if rows:
+                    return self._finishing(kind, over=True, due=True)
+        return None
+
+    def _size(self, kind: str) -> int:
+        return self.plan.target_cost.batches.get(kind) or flows.batch_of(self.target.dialect, MOVED[kind])
+
+    def _fill(self, kind: str) -> _Front:
+        front, wanted = self._fronts[kind], max(4 * self._size(kind), 100)
+        while len(front.rows) < wanted and not front.whole:
+            found = self.ledger.waiting(kind, front.after, wanted)
+            front.whole = not found
+            for place, source, row in found:
+                front.after = place
+                item = self.ledger.item(kind, source)
+                if item is not None and item.state is State.PENDING:
+                    front.rows[source] = _Waiting(row)
+        return front
+
+    def _first_of(self, kind: str) -> tuple[list[_Ready], list[_Ready]]:
+        """Rows for a full request; or none, and those that would make the last one, where no more will come."""
+        front, size, groups = self._fill(kind), self._size(kind), dict[Hashable, list[_Ready]]()
+        blocked, settled = False, dict[Id, Settled]()
+        for source, waiting in front.rows.items():
+            ready = waiting.ready or self._ready(kind, source, waiting.row)
+            if isinstance(ready, Settled):
+                settled[source] = ready
+                continue
+            waiting.ready = ready
+            if ready is None or not self._free(kind, ready):
+                blocked = True
+                continue
+            group = groups.setdefault(self._group_of(kind, ready.sent), [])
+            group.append(ready)
+            if len(group) == size:
+                self._become(kind, settled)
+                return group, []
+        self._become(kind, settled)
+        best = max(groups.values(), key=len, default=[])
+        last = front.whole and MOVED[kind] not in self._coming and not blocked
+        return (best, []) if last and best and not self._more(kind) else ([], best)
+
+    def _more(self, kind: str) -> bool:
+        """Whether rows of a kind are elsewhere that may yet go into its last request."""
+        return any(kind == other for other, _ in self._again)
+
+    def _group_of(self, kind: str, row: Any) -> Hashable:
+        route = self.target.dialect.route(MOVED[kind], Verb.CREATE)
+        if not isinstance(route, Writing) or route.group_by is None:
+            return None
+        return route.group_by(Row(number=0, wire={}, entity=row, target=getattr(row, "target", None)))
+
+    def _all_ready(self, kind: str, sources: Sequence[Id]) -> list[_Ready] | None:
+        """Rows that go together, or None while one of them has to wait."""
+        found: list[_Ready] = []
+        for source in sources:
+            row = self.ledger.row(kind, source)
+            item = self.ledger.item(kind, source)
+            if row is None or item is None or item.state is not State.PENDING:
+                continue
+            ready = self._ready(kind, source, row)
+            if ready is None:
+                return None
+            if isinstance(ready, Settled):
+                self._become(kind, {source: ready})
+            elif not self._free(kind, ready):
+                return None
+            else:
+                found.append(ready)
+        return found
+
+    def _free(self, kind: str, ready: _Ready) -> bool:
+        """Rows that cannot be told apart are never under way at once: else one is taken for the other."""
+        return not self._open[kind][ready.print]
+
+    def _ready(self, kind: str, source: Id, row: Any) -> _Ready | Settled | None:
+        """A row as it is sent; why it never will be; or None while it has to wait."""
+        for at, id, hard in _hangs_on(row):
+            item = self.ledger.item(at, id)
+            if item is None:
+                if MOVED[at] in self._coming:
+                    return None
+                continue  # nobody has seen it
+            if item.state is State.DOUBT and item.target is None and hard:
+                return Settled(state=State.REJECTED, error=f"its {at} {id} is in doubt")
+            if item.state is State.REJECTED and hard:
+                return Settled(state=State.REJECTED, error=f"its {at} {id} was rejected")
+            if item.state in (State.PENDING, State.INTENT):
+                return None
+        there = self._translate(row)
+        if there.left_out is not None:
+            return Settled(state=State.SKIPPED, error=there.left_out)
+        if "owner" in there.lacks and not self._me_told.is_set():
+            self._ask_me()
+            return None
+        sent = self._as_sent(kind, source, row, there)
+        return _Ready(source, row, there, sent, self._prints[kind].of(sent))
+
+    def _ask_me(self) -> None:
+        """Whoever needs an owner waits until we know who we are, or that nobody tells."""
+        if self._asking:
+            return
+        self._asking = True
+
+        async def ask() -> None:
+            await self._know_me()
+            self._me_told.set()
+
+        self._later(ask)
+
+    def _as_sent(self, kind: str, source: Id, row: Any, there: Translated) -> Any:
+        sent = there.row
+        if self.ledger.mapped(f"text {kind}", source) is not None:
+            sent = folded(sent) or sent
+        if not self._is_marked(kind):
+            return sent
+        origin = mark(self.plan.source.origin, row.KIND, source)
+        return marked(sent, origin, self.plan.marker, self._marks.get(row.KIND))
+
+    def _sending(self, kind: str, ready: list[_Ready]) -> Callable[[], Awaitable[None]]:
+        for each in ready:
+            self._fronts[kind].rows.pop(each.source, None)
+            self._open[kind][each.print] += 1
+        return partial(self._send, kind, ready)
+
+    def _finishing(self, kind: str, *, over: bool, due: bool = False) -> Callable[[], Awaitable[None]] | None:
+        """Rows that were made and are to be finished, once there are enough of them or no more will be made."""
+        rows, most = self._unfinished[kind], self._finished_at_once(kind)
+        if not rows:
+            return None
+        front = self._fronts[kind]
+        last = over and front.whole and not front.rows and MOVED[kind] not in self._coming and not self._open[kind]
+        if len(rows) < most and not last and not due:
+            return None
+        return partial(self._finish, kind, [rows.popleft() for _ in range(min(most, len(rows)))])
+
+    def _finished_at_once(self, kind: str) -> int:
+        route = self.target.dialect.route(MOVED[kind], Verb.CREATE)
+        return route.batch if isinstance(route, Writing) else 1
+
+    # -------------------------------------------------------------------------------------------------------- sending
+
+    async def _send(self, kind: str, ready: list[_Ready]) -> None:
+        """One request: written down, sent once, and what came of it written down."""
+        entity, rows = MOVED[kind], {each.source: each for each in ready}
+        at = await self.target.run(_server_time())
+        batch = self.ledger.intend(kind, list(rows), self._watermarks[kind], at, [each.sent for each in ready])
+        self._moved(kind, State.PENDING, State.INTENT, len(rows))
+        making = flows.create_many(
+            self.target.dialect, entity, [each.sent for each in ready], batch=len(ready), finish=False
+        )
+        receipts = dict(zip(rows, await self.target.run(making), strict=True))
+        became, again, certain = self._told(kind, rows, receipts)
+        unknown = len(rows) - len(became)
+        self.ledger.settle(batch, became, _outcome(became) if not unknown else None, certain=certain)
+        self._keep(kind, [rows[source] for source in became])
+        for source, told in became.items():
+            self._moved(kind, State.INTENT, told.state, 1)
+            self._release(kind, [rows[source].print])
+            self._after(kind, source, told)
+        if again:
+            self._again += [(kind, part) for part in again]
+        if unknown:
+            self._tell(said=f"{unknown} {kind} may or may not have been made: looking for them")
+            self._doubt(evolve(batch, sources=tuple(rows.keys() - became.keys())), held=True)
+        self._tell()
+        await self._heed([receipt.error for receipt in receipts.values() if isinstance(receipt, NotApplied)])
+
+    def _told(
+        self, kind: str, rows: Mapping[Id, _Ready], receipts: Mapping[Id, Receipt[Any]]
+    ) -> tuple[dict[Id, Settled], list[tuple[Id, ...]], bool]:
+        """What the receipts say of each row; who goes again with whom; and whether rows were made that nobody can name."""
+        became: dict[Id, Settled] = {}
+        again: list[Id] = []
+        refused, certain = False, False
+        for source, receipt in receipts.items():
+            if isinstance(receipt, Made):
+                if receipt.id is None:
+                    certain = True
+                    continue
+                issues = "; ".join(str(issue) for issue in receipt.issues) or None
+                more = flows.finishes(self.target.dialect, MOVED[kind]) or rows[source].there.later
+                state = State.MADE if more else State.DONE
+                became[source] = Settled(state=state, target=receipt.id, error=issues)
+            elif isinstance(receipt, Refused):
+                if folded(rows[source].sent) is not None and self.ledger.mapped(f"text {kind}", source) is None:
+                    # A call may lack what makes it one there; what it says goes as a text.
+                    self.ledger.learn(f"text {kind}", source, None, str(receipt.error))
+                    became[source] = Settled(state=State.PENDING)
+                    again.append(source)
+                else:
+                    became[source] = Settled(state=State.REJECTED, error=str(receipt.error))
+            elif isinstance(receipt, NotApplied):
+                became[source] = Settled(state=State.PENDING, error=str(receipt.error))
+                refused = refused or isinstance(receipt.error, Rejected)
+                again.append(source)
+        if not refused or len(again) < 2:
+            return became, [tuple(again)] if again else [], certain
+        # The request was refused and no row was named: whose fault it is shows in halves.
+        half = len(again) // 2
+        return became, [tuple(again[:half]), tuple(again[half:])], certain
+
+    def _after(self, kind: str, source: Id, told: Settled) -> None:
+        if told.target is not None and isinstance(told.target, int):
+            self._watermarks[kind] = max(self._watermarks[kind], told.target)
+        if told.state is State.MADE and told.target is not None:
+            self._unfinished[kind].append((source, told.target))
+
+    def _moved(self, kind: str, before: State, after: State, number: int) -> None:
+        counts = self._counts.setdefault(kind, Counter())
+        counts[before] -= number
+        counts[after] += number
+
+    def _become(self, kind: str, became: Mapping[Id, Settled]) -> None:
+        """Rows that will never be sent."""
+        if not became:
+            return
+        self.ledger.become(kind, became)
+        for source, told in became.items():
+            self._fronts[kind].rows.pop(source, None)
+            self._moved(kind, State.PENDING, told.state, 1)
+        self._wake()
+
+    def _keep(self, kind: str, rows: Iterable[_Ready]) -> None:
+        """What the plan says to keep of rows that the target cannot carry whole."""
+        kept = {
+            each.source: getattr(each.there, "archived", {}) for each in rows if getattr(each.there, "archived", {})
+        }
+        if kept:
+            with self.ledger.commit(f"keep {kind}"):
+                for source, values in kept.items():
+                    self.ledger.keep(kind, source, values)
+
+    def _release(self, kind: str, prints: Iterable[Hashable]) -> None:
+        counts = self._open[kind]
+        for each in prints:
+            counts[each] -= 1
+            if counts[each] <= 0:
+                del counts[each]
+
+    async def _heed(self, errors: Sequence[CRMError]) -> None:
+        """Nothing was applied, through no fault of the rows: wait, or stop where waiting is no use."""
+        grave = next(
+            (each for each in errors if not isinstance(each, (*_PASSING, Rejected)) or isinstance(each, Banned)), None
+        )
+        if grave is not None:
+            raise grave
+        passing = next((each for each in errors if isinstance(each, _PASSING)), None)
+        if passing is None:
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= _TRIES:
+            raise passing
+        self._tell(said=f"{passing.message}: trying again in {2**self._failures} s")
+        await self.clock.sleep(float(2**self._failures))
+
+    # ------------------------------------------------------------------------------------------------------ finishing
+
+    async def _finish(self, kind: str, rows: Sequence[tuple[Id, Id]]) -> None:
+        """What follows rows that were made: ties, and that a task is done. All of it may be said again."""
+        entity, failed = MOVED[kind], dict[Id, CRMError]()
+        there = {source: self._translate(self.ledger.row(kind, source)) for source, _ in rows}
+        sent = [
+            (target, self._as_sent(kind, source, self.ledger.row(kind, source), there[source]))
+            for source, target in rows
+        ]
+        if flows.finishes(self.target.dialect, entity):
+            wrong = await self.target.run(flows.finish_many(self.target.dialect, entity, sent))
+            failed = {source: error for (source, _), error in zip(rows, wrong, strict=True) if error is not None}
+        later = [(source, target) for source, target in rows if there[source].later and source not in failed]
+        failed |= await self._complete(kind, later, there)
+        became = {source: Settled(state=State.DONE) for source, _ in rows if source not in failed}
+        self.ledger.become(kind, became)
+        self._moved(kind, State.MADE, State.DONE, len(became))
+        for source, target in rows:
+            if source in failed:
+                await self._unfinishable(kind, source, target, failed[source])
+        self._tell()
+        await self._heed([each for each in failed.values() if isinstance(each, _PASSING)])
+
+    async def _complete(
+        self, kind: str, rows: Sequence[tuple[Id, Id]], there: Mapping[Id, Translated]
+    ) -> dict[Id, CRMError]:
+        if not rows:
+            return {}
+        entity, failed = MOVED[kind], dict[Id, CRMError]()
+        made: Any = entity
+        names = {name for source, _ in rows for name in there[source].later}
+        if (
+            names <= self.target.dialect.resource(entity).survivors(Verb.UPDATE)
+            and flows.batch_of(self.target.dialect, entity, Verb.UPDATE) > 1
+        ):
+            changes = [made(id=target, **there[source].later) for source, target in rows]
+            receipts = await self.target.of(entity).update_many(changes)
+            told = zip(rows, receipts, strict=True)
+            return {source: receipt.error for (source, _), receipt in told if not isinstance(receipt, Made)}
+        for source, target in rows:
+            try:
+                await self.target.of(entity).complete(target, result=there[source].later.get("result"))
+            except CRMError as error:
+                failed[source] = error
+        return failed
+
+    async def _unfinishable(self, kind: str, source: Id, target: Id, error: CRMError) -> None:
+        """What follows a row was not done, or nobody knows whether it was."""
+        item = self.ledger.item(kind, source)
+        tries = int(self.ledger.mapped(f"finishing {kind}", source) or 0) + 1
+        if isinstance(error, (*_PASSING, AmbiguousWrite)) and tries < _TRIES and item is not None:
+            self.ledger.learn(f"finishing {kind}", source, tries, str(error))
+            self._later(partial(self._look_after_a_while, kind, source, target, error))
+            return
+        if not isinstance(error, (*_PASSING, AmbiguousWrite, Rejected, NotFound, UsageError)):
+            raise error
+        self.ledger.become(kind, {source: Settled(state=State.DONE, error=f"not finished: {error}")})
+        self._moved(kind, State.MADE, State.DONE, 1)
+
+    def _later(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Beside the lanes, which are for what can be done now."""
+        assert self._group is not None  # noqa: S101  lanes run in it
+        self._doubts += 1
+
+        async def waiting() -> None:
+            try:
+                await work()
+            finally:
+                self._doubts -= 1
+
+        self._group.create_task(self._guarded(waiting))
+
+    async def _look_after_a_while(self, kind: str, source: Id, target: Id, error: CRMError) -> None:
+        if isinstance(error, AmbiguousWrite):
+            await self._pause(self.plan.quarantine)
+        if not self._halted:
+            self._found.append((kind, source, target))
+
+    async def _look_after(self, kind: str, source: Id, target: Id) -> None:
+        """A row that is there, and nobody knows whether it was finished: only what it lacks is done."""
+        entity, row = MOVED[kind], self.ledger.row(kind, source)
+        there = self._translate(row)
+        if self.target.can(entity, Verb.GET):
+            ref = getattr(there.row, "target", None)
+            try:
+                found = await self.target.of(entity).get(target, target=ref)
+            except NotFound:
+                self.ledger.become(kind, {source: Settled(state=State.DONE, error="it was deleted there meanwhile")})
+                self._moved(kind, State.MADE, State.DONE, 1)
+                return
+            whole = there.whole
+            lacking = [
+                name
+                for name in field_names(entity)
+                if name in self.target.dialect.resource(entity).survivors(Verb.CREATE) | set(there.later)
+                and name not in found.unread
+                and name not in ("updated_at", "updated_by")
+                and getattr(whole, name) not in (None, (), False)
+                and not same(getattr(whole, name), getattr(found, name))
+            ]
+            if not lacking or (lacking == ["tags"] and self.plan.marker == "tag") or lacking == ["fields"]:
+                self.ledger.become(kind, {source: Settled(state=State.DONE)})
+                self._moved(kind, State.MADE, State.DONE, 1)
+                self._tell()
+                return
+        await self._finish(kind, [(source, target)])
+
+    # ----------------------------------------------------------------------------------------------------- reconciling
+
+    def _doubt(self, batch: Batch, *, held: bool = False) -> None:
+        """Find out what a request did, beside the lanes; ``held``: its rows count as under way already."""
+        rows: dict[Id, _Ready] = {}
+        for source in batch.sources:
+            row = self.ledger.row(batch.kind, source)
+            there = self._translate(row)
+            sent = self._as_sent(batch.kind, source, row, there)
+            rows[source] = _Ready(source, row, there, sent, self._prints[batch.kind].of(sent))
+            if not held:
+                self._open[batch.kind][rows[source].print] += 1
+        self._later(partial(self._resolve, batch, rows))
+
+    async def _resolve(self, batch: Batch, rows: dict[Id, _Ready]) -> None:
+        """Look at once, and once more when nobody can be working on it any longer: only then is "not there" an answer."""
+        kind, noticed = batch.kind, self.clock.monotonic()
+        until, found_any, blind = noticed + self.plan.quarantine, False, False
+        while rows:
+            found, blind = await self._seen(batch, rows)
+            over = self.clock.monotonic() >= until
+            became = {
+                source: Settled(state=self._state_of(kind, rows[source]), target=target)
+                for source, target in found.items()
+            }
+            found_any = found_any or bool(found)
+            if over and len(found) < len(rows):
+                became |= self._given_up(batch, [source for source in rows if source not in found], found_any, blind)
+            done = len(became) == len(rows)
+            if became:
+                self.ledger.settle(batch, became, _outcome(became) if done else None)
+                self._keep(kind, [rows[source] for source in became])
+            for source, told in became.items():
+                self._moved(kind, State.INTENT, told.state, 1)
+                self._release(kind, [rows[source].print])
+                self._after_doubt(kind, source, told)
+                del rows[source]
+            self._tell()
+            self._wake()
+            if self._halted:
+                return
+            if rows:
+                await self._pause(min(max(self.plan.quarantine / 3, 0.05), until - self.clock.monotonic()))
+                if self._halted:
+                    return
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not while everything else has stopped."""
+        until = self.clock.monotonic() + seconds
+        while not self._halted and (left := until - self.clock.monotonic()) > 0:
+            await self.clock.sleep(min(left, 1.0))
+
+    async def _seen(self, batch: Batch, rows: Mapping[Id, _Ready]) -> tuple[dict[Id, Id], bool]:
+        """Which rows of a batch are in the target."""
+        kind, entity, prints = batch.kind, MOVED[batch.kind], self._prints[batch.kind]
+        sent = {source: each.sent for source, each in rows.items()}
+        looking = seek(self.target.dialect, entity, list(sent.values()), batch.watermark, batch.sent_at)
+        seen = await self.target.run(looking)
+        needs, owned = prints.needs(sent.values()), partial(self.ledger.owned, kind)
+        whole = await self.target.run(completed(self.target.dialect, entity, seen.rows, needs, owned))
+        # While it was looked, others may have become somebody's.
+        return prints.matched(sent, [row for row in whole if not owned(row.id)]), seen.blind
+
+    def _state_of(self, kind: str, row: _Ready) -> State:
+        return State.MADE if flows.finishes(self.target.dialect, MOVED[kind]) or row.there.later else State.DONE
+
+    def _given_up(self, batch: Batch, lost: Sequence[Id], found_any: bool, blind: bool) -> dict[Id, Settled]:
+        """Rows that are not there and will not be: to be sent again, unless there is reason to think that they are."""
+        route = self.target.dialect.route(MOVED[batch.kind], Verb.CREATE)
+        whole = found_any and isinstance(route, Writing) and route.atomic
+        why = (
+            "it was made, and the answer did not tell its id"
+            if batch.certain
+            else "others of its request were made, and that makes all or none"
+            if whole
+            else "rows are there that cannot be read, and it may be one of them"
+            if blind
+            else None
+        )
+        became: dict[Id, Settled] = {}
+        for source in lost:
+            item = self.ledger.item(batch.kind, source)
+            tried = item.attempts if item is not None else 0
+            if why is not None:
+                became[source] = Settled(state=State.DOUBT, error=f"{why}: look for it in the target by hand")
+            elif tried >= _VANISHING:
+                became[source] = Settled(
+                    state=State.REJECTED, error=f"it vanishes: sent {tried} times, and never there"
+                )
+            else:
+                became[source] = Settled(state=State.PENDING)
+        return became
+
+    def _after_doubt(self, kind: str, source: Id, told: Settled) -> None:
+        if told.state is State.MADE and told.target is not None:
+            self._found.append((kind, source, told.target))
+        elif told.state is State.PENDING:
+            self._again.append((kind, (source,)))
+        if isinstance(told.target, int):
+            self._watermarks[kind] = max(self._watermarks[kind], told.target)
+
+    # ------------------------------------------------------------------------------------------------------ verifying
+
+    async def _verify(self) -> None:
+        """Read both sides whole. What has come to the source meanwhile, or was changed there, is moved too."""
+        for _ in range(_ROUNDS):
+            self._tell("verifying")
+            self._altered.clear()
+            self._new.clear()
+            differing: list[Finding] = []
+
+            def each(finding: Finding, differing: list[Finding] = differing) -> None:
+                if finding.sign is Sign.DIFFERS and (finding.kind, finding.source) in self._altered:
+                    differing.append(finding)
+
+            plan = evolve(self.plan, me=self._translate.words.me.id if self._translate.words.me else None)
+            self.verdict = await check(
+                self.source,
+                self.target,
+                plan,
+                pairs=_Pairs(self.ledger),
+                each=each,
+                source_row=self._noticed,
+                told=self._reading,
+                words=self._translate.words,
+                clock=self.clock,
+            )
+            if self._stopping:
+                return
+            new, self._new = self._new, []
+            if not new and not differing:
+                break
+            self._tell("moving", f"{len(new)} rows are new in the source since, {len(differing)} were changed")
+            self._note(new, ended=True)
+            await self._move()
+            await self._update(differing)
+            if self._stopping:
+                return
+        assert self.verdict is not None  # noqa: S101  there is one round at least
+        self.ledger.note_state("ended", self.clock.now(), json.dumps(self.verdict.as_tree(), ensure_ascii=False))
+        self.ended = True
+        self._tell("ended", self.verdict.sentence)
+
+    def _reading(self, side: str, kind: str, rows: int) -> None:
+        self._tell()
+
+    def _noticed(self, row: Any) -> None:
+        """A row of the source as it is read once more."""
+        item = self.ledger.item(kind_of(row), row.id)
+        if item is None:
+            self._new += self._fresh(row)
+        elif item.state in SETTLED and item.digest is not None and item.digest != digest(row):
+            self._altered[item.kind, item.source] = row
+
+    async def _update(self, differing: Sequence[Finding]) -> None:
+        """What was changed in the source since it was moved is changed in the target, as far as that can be."""
+        for finding in differing:
+            if self._stopping or finding.source is None or finding.target is None:
+                return
+            entity, row = MOVED[finding.kind], self._altered[finding.kind, finding.source]
+            can = self.target.dialect.resource(entity).survivors(Verb.UPDATE)
+            there = self._translate(row)
+            names = [name for name in finding.fields if name in can]
+            if self.target.can(entity, Verb.UPDATE) and names:
+                made: Any = entity
+                whole = there.whole
+                held = {name: getattr(whole, name) for name in names}
+                change = made(id=finding.target, **held, **_home(whole))
+                empty = [name for name in names if held[name] in (None, (), False)]
+                try:
+                    await self.target.of(entity).update(change, clear=empty)
+                except (UsageError, Rejected, NotFound) as error:
+                    self._tell(
+                        said=f"{finding.kind} {finding.source} was changed, and its change cannot be moved: {error}"
+                    )
+            self.ledger.changed(finding.kind, finding.source, digest(row))
+
+
+@frozen
+class _Pairs(Mapping[str, Iterable[tuple[Id, Id]]]):
+    """What the ledger knows, kind by kind, without holding it."""
+
+    ledger: Ledger
+
+    def __getitem__(self, kind: str) -> Iterable[tuple[Id, Id]]:
+        return self.ledger.pairs(kind)
+
+    def __iter__(self) -> Any:
+        return iter(KINDS)
+
+    def __len__(self) -> int:
+        return len(KINDS)
+
+
+def _home(row: Any) -> dict[str, Any]:
+    """Where a row lives, which an update of it may have to name."""
+    return {"target": row.target} if getattr(row, "target", None) is not None else {}
+
+
+def _hangs_on(row: Any) -> Iterable[tuple[str, Id, bool]]:
+    """What has to be made before a row is: kind, the source's id, and whether the row is nothing without it."""
+    target = getattr(row, "target", None)
+    at = kind_at(target)
+    if at is not None and target.id is not None:
+        yield at, target.id, True
+    key = company_key(getattr(row, "company", None))
+    if key is not None:
+        yield "companies", key, False
+    for link in getattr(row, "contacts", ()) if row.KIND is Kind.DEAL else ():
+        if link.ref.id is not None:
+            yield "contacts", link.ref.id, False
+
+
+def _outcome(became: Mapping[Id, Settled]) -> str:
+    states = {told.state for told in became.values()}
+    if states <= {State.MADE, State.DONE}:
+        return "applied"
+    return "not applied" if states == {State.PENDING} else "refused" if states == {State.REJECTED} else "mixed"
+
+
+def _server_time() -> Flow[datetime]:
+    """What the server calls now."""
+    context = yield Need()
+    return context.now

@@ -1,0 +1,502 @@
+"""What a move has come to, told from its ledger alone: as JSON, and as one page that whoever ordered the move can read.
+
+It may be asked while the move goes on: all it tells is of one moment. However many rows there are, memory stays the same.
+"""
+
+import html
+import json
+import os
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import asdict, frozen
+
+from crmclient.entities import Id
+from crmclient.errors import Misconfigured
+from crmclient.migration.ledger import Batch, Item, Ledger, LedgerFailed, Run, State
+from crmclient.migration.matching import KINDS
+from crmclient.tokens import FILES, Files
+
+# More rows of a section than this are not for reading.
+MOST: Final = 1000
+_LONGEST: Final = 300
+# Whose error this is hangs on a row that was refused: "its contact 7 was rejected".
+_HUNG: Final = re.compile(r"its (\w+) (.+) was rejected", re.DOTALL)
+# Notes of the ledger to itself, and no words of an account.
+_ITS_OWN: Final = ("watermark",)
+
+
+@frozen(kw_only=True)
+class Kept:
+    """A value for which the target has no place, with the row that it is of, on both sides."""
+
+    kind: str
+    source: Id
+    target: Id | None
+    name: str | None
+    what: str
+    value: Any
+
+
+@frozen(kw_only=True)
+class Word:
+    """A word of the source (a stage, a field, a tag) and its like in the target, found or made on the way."""
+
+    kind: str
+    source: Id
+    target: Id | None
+    how: str | None
+
+
+class Report:
+    """The ledger at this path, as it is at this moment; it is only read, and another process may write it meanwhile.
+
+    Raises Misconfigured where there is no ledger, LedgerFailed where it cannot be read.
+    """
+
+    def __init__(self, path: str | Path, *, files: Files = FILES) -> None:
+        self.path, self._files = Path(path), files
+
+    def __enter__(self) -> "Report":
+        self._ledger = Ledger.read(self.path)
+        self.db = self._ledger.db
+        try:
+            # One moment for all that is asked: what is written from now on is not seen.
+            self.db.execute("BEGIN")
+            self.run = self._ledger.run()
+            self.counts = _in_order(self._ledger.counts())
+        except BaseException as wrong:
+            self.__exit__(type(wrong), wrong)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, wrong: BaseException | None, *traceback: object) -> None:
+        self._ledger.close()
+        if isinstance(wrong, sqlite3.DatabaseError):
+            raise LedgerFailed(f"the ledger {self.path} cannot be read: {wrong}") from wrong
+
+    # ----------------------------------------------------------------------------------------------------- what it is
+
+    def begun(self) -> Run:
+        """The move. Raises Misconfigured where none has begun."""
+        if self.run is None:
+            raise Misconfigured(f"no move has begun by the ledger {self.path}")
+        return self.run
+
+    def holder(self) -> str | None:
+        """Which process works by it now, if one does."""
+        try:
+            handle = self._files.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            if self._files.lock(handle):
+                return None
+            return self._files.read(handle, 200).decode(errors="replace").strip() or "another process"
+        finally:
+            self._files.close(handle)
+
+    def number(self, *states: State) -> int:
+        """Rows of all kinds in these states, or all."""
+        return sum(counts[state] for counts in self.counts.values() for state in states or State)
+
+    @property
+    def verdict(self) -> Mapping[str, Any] | None:
+        """What verifying found, if it has come to that (``Verdict.as_tree``)."""
+        return json.loads(self.run.verdict) if self.run is not None and self.run.verdict else None
+
+    @property
+    def sentences(self) -> str:
+        """The whole of it in a few sentences."""
+        run, there = self.begun(), self.number(State.DONE, State.MADE)
+        told = [
+            self.verdict["sentence"]
+            if self.verdict is not None and run.ended_at is not None
+            else f"The move has not ended: {_number(there)} of {_number(self.number())} rows read so far are in the target."
+        ]
+        for state, singular, plural in (
+            (State.REJECTED, "row was refused", "rows were refused"),
+            (State.DOUBT, "row is in doubt", "rows are in doubt"),
+        ):
+            if number := self.number(state):
+                told.append(f"{_number(number)} {singular if number == 1 else plural}.")
+        return " ".join(told)
+
+    # ---------------------------------------------------------------------------------------------------- row by row
+
+    def items(self, *states: State) -> Iterator[Item]:
+        """Rows in these states, or all: kind by kind, by the source's ids."""
+        wanted = [str(state) for state in states or State]
+        marks = ", ".join("?" for _ in wanted)
+        sql = f"SELECT {_ITEM} FROM item WHERE kind = ? AND state IN ({marks}) ORDER BY src"  # noqa: S608
+        for kind in self.counts:
+            yield from map(_item, self.db.execute(sql, (kind, *wanted)))
+
+    def refused(self) -> Iterator[tuple[int, Item]]:
+        """Refused rows, each followed by those that hung on it; with how deep each hangs: 0 was refused itself."""
+        if not self.number(State.REJECTED):
+            return
+        # SQLite's own temporary file: it stays in memory while it is small.
+        kept = sqlite3.connect("", isolation_level=None)
+        try:
+            kept.execute("CREATE TABLE refused (id INTEGER PRIMARY KEY, key TEXT, above TEXT, item TEXT)")
+            kept.execute("BEGIN")
+            kept.executemany(
+                "INSERT INTO refused (key, above, item) VALUES (?, ?, ?)",
+                ((_key(each.kind, each.source), _above(each), _packed(each)) for each in self.items(State.REJECTED)),
+            )
+            kept.execute("CREATE INDEX by_key ON refused (key)")
+            kept.execute("CREATE INDEX by_above ON refused (above)")
+            roots = (
+                "SELECT key, item FROM refused AS r WHERE above IS NULL "
+                "OR NOT EXISTS (SELECT 1 FROM refused WHERE key = r.above) ORDER BY id"
+            )
+            under = "SELECT key, item FROM refused WHERE above = ? ORDER BY id"
+            open_lists = [kept.execute(roots)]
+            while open_lists:
+                found = open_lists[-1].fetchone()
+                if found is None:
+                    open_lists.pop()
+                    continue
+                key, item = found
+                yield len(open_lists) - 1, _item(json.loads(item))
+                open_lists.append(kept.execute(under, (key,)))
+        finally:
+            kept.close()
+
+    def kept(self) -> Iterator[Kept]:
+        """Values for which the target has no place and that the plan said to keep."""
+        sql = (
+            "SELECT kept.kind, kept.src, item.tgt, item.name, kept.what, kept.value FROM kept "
+            "LEFT JOIN item ON item.kind = kept.kind AND item.src = kept.src ORDER BY kept.kind, kept.src, kept.what"
+        )
+        for kind, source, target, name, what, value in self.db.execute(sql):
+            yield Kept(kind=kind, source=source, target=target, name=name, what=what, value=json.loads(value))
+
+    def words(self) -> Iterator[Word]:
+        """Words of the source that were found or made on the way."""
+        sql = f"SELECT kind, src, tgt, how FROM map WHERE kind NOT IN ({', '.join('?' for _ in _ITS_OWN)})"  # noqa: S608
+        for kind, source, target, how in self.db.execute(sql, _ITS_OWN):
+            yield Word(kind=kind, source=source, target=target, how=how)
+
+    def open_batches(self) -> list[Batch]:
+        """Requests of which nobody knows what became of them."""
+        return self._ledger.open_batches()
+
+    def violations(self) -> list[str]:
+        """What of the ledger's invariants does not hold: nothing, ever."""
+        return self._ledger.violations()
+
+    # ---------------------------------------------------------------------------------------------------- for machines
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows."""
+        run = self.begun()
+        return {
+            "run": run.id,
+            "source": run.source,
+            "target": run.target,
+            "plan": run.plan_hash,
+            "state": run.state,
+            "started_at": run.started_at.isoformat(),
+            "ended_at": run.ended_at.isoformat() if run.ended_at is not None else None,
+            "sentence": self.sentences,
+            "kinds": counts_tree(self.counts),
+            "verdict": self.verdict,
+        }
+
+    def json(self, *, every: bool = False, dumps: Callable[[Any], str] = json.dumps) -> Iterator[str]:
+        """One JSON object, piece by piece: the summary, then lists of rows; with ``every`` those that moved too."""
+        yield dumps(self.summary())[:-1]
+        trees = partial(map, partial(_tree, dumps=dumps))
+        lists: dict[str, Iterable[str]] = {
+            "mapped": (dumps(asdict(word)) for word in self.words()),
+            "rejected": self._nested(dumps),
+            "in_doubt": trees(self.items(State.DOUBT)),
+            "skipped": trees(self.items(State.SKIPPED)),
+            "folded": trees(self.items(State.FOLDED)),
+            "kept": (dumps(asdict(each)) for each in self.kept()),
+            **({"rows": trees(self.items())} if every else {}),
+        }
+        for name, rows in lists.items():
+            yield f", {dumps(name)}: ["
+            # Of what is nested, a piece is a part of a row and brings its own commas.
+            yield from rows if name == "rejected" else _parted(rows)
+            yield "]"
+        yield "}"
+
+    def _nested(self, dumps: Callable[[Any], str]) -> Iterator[str]:
+        before = -1
+        for depth, item in self.refused():
+            closed = "]}" * (before - depth + 1)
+            yield f"{closed}{', ' if before >= depth else ''}{_tree(item, dumps=dumps)[:-1]}, {dumps('children')}: ["
+            before = depth
+        yield "]}" * (before + 1)
+
+    # ------------------------------------------------------------------------------------------------------ for people
+
+    def html(self, *, most: int = MOST) -> Iterator[str]:
+        """One page that needs nothing else, piece by piece; of no section more than ``most`` rows."""
+        run = self.begun()
+        title = f"{_place(run.source)} → {_place(run.target)}"
+        yield _HEAD.format(title=_shown(title), style=_STYLE)
+        yield f"<h1>{_shown(title)}</h1>\n<p class=headline>{_shown(self.sentences)}</p>\n"
+        facts = {
+            "From": run.source,
+            "To": run.target,
+            "Began": _when(run.started_at),
+            "Ended": _when(run.ended_at),
+            "State": run.state,
+            "Plan": run.plan_hash,
+            "Run": run.id,
+        }
+        told = "".join(f"<dt>{name}</dt><dd>{_shown(said)}</dd>" for name, said in facts.items())
+        yield f"<dl>{told}</dl>\n"
+        yield from self._by_kind()
+        yield from self._verified()
+        yield from self._sections(most)
+        yield "</main>\n</html>\n"
+
+    def _by_kind(self) -> Iterator[str]:
+        yield "<h2>Rows by kind</h2>\n"
+        rows: list[tuple[str, list[int]]] = [
+            (kind, [counts.total(), *(sum(counts[state] for state in states) for _, states in _COLUMNS)])
+            for kind, counts in self.counts.items()
+        ]
+        totals = [sum(column) for column in zip(*(numbers for _, numbers in rows), strict=True)]
+        yield from _numbers(("read", *(name for name, _ in _COLUMNS)), [*rows, ("all", totals)] if rows else [])
+
+    def _verified(self) -> Iterator[str]:
+        verdict = self.verdict
+        if verdict is None:
+            return
+        kinds: Mapping[str, Mapping[str, int]] = verdict["kinds"]
+        signs = list(dict.fromkeys(sign for counts in kinds.values() for sign in counts))
+        yield "<h2>Verified</h2>\n<p>Both accounts were read whole afterwards and compared row by row.</p>\n"
+        yield from _numbers(signs, [(kind, [counts.get(sign, 0) for sign in signs]) for kind, counts in kinds.items()])
+        for name, about in _VALUES.items():
+            if counts := verdict.get(name):
+                yield f"<h3>{about}</h3>\n"
+                yield from _numbers(("rows",), [(what, [number]) for what, number in sorted(counts.items())])
+
+    def _sections(self, most: int) -> Iterator[str]:
+        both, refused = ("id in the source", "id in the target"), self.number(State.REJECTED)
+        yield from _section(
+            "Refused",
+            "The target would not take these. What hung on a refused row stands under it and was not sent.",
+            ("kind", *both, "name", "because"),
+            ((_indented(depth, each), *_ids(each), each.name, each.error) for depth, each in self.refused()),
+            most,
+            refused,
+        )
+        for title, about, state in _SECTIONS:
+            yield from _section(
+                title,
+                about,
+                ("kind", *both, "name", "" if state is State.DONE else "because"),
+                ((each.kind, *_ids(each), each.name, each.error) for each in self.items(state)),
+                most,
+                self.number(state),
+                folded_up=state is State.DONE,
+            )
+        archived = self.db.execute("SELECT count(*) FROM kept").fetchone()[0]
+        yield from _section(
+            "Archived",
+            "The target has no place for these values. They are kept in the ledger.",
+            ("kind", *both, "name", "what", "value"),
+            ((each.kind, *_ids(each), each.name, each.what, _said(each.value)) for each in self.kept()),
+            most,
+            archived,
+        )
+        words = sum(1 for _ in self.words())
+        yield from _section(
+            "Words",
+            "Stages, fields, users and the like for which the target had, or was given, a like.",
+            ("kind", *both, "how"),
+            ((each.kind, each.source, each.target, each.how) for each in self.words()),
+            most,
+            words,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ as trees
+
+_ITEM: Final = "kind, src, state, tgt, attempts, name, error"
+
+
+def _item(found: Iterable[Any]) -> Item:
+    kind, source, state, target, attempts, name, error = found
+    state = State(state)
+    return Item(kind=kind, source=source, state=state, target=target, attempts=attempts, name=name, error=error)
+
+
+def _packed(item: Item) -> str:
+    return json.dumps((item.kind, item.source, item.state, item.target, item.attempts, item.name, item.error))
+
+
+def _key(kind: str, source: object) -> str:
+    return f"{kind} {source}"
+
+
+def _above(item: Item) -> str | None:
+    """The refused row that this one hung on. What hangs on something is of a later kind, so nobody hangs on himself."""
+    found = _HUNG.fullmatch(item.error or "")
+    if found is None:
+        return None
+    kind = found[1] if found[1] in KINDS else _PLURALS.get(found[1])
+    if kind is None or item.kind not in KINDS or KINDS.index(kind) >= KINDS.index(item.kind):
+        return None
+    return _key(kind, found[2])
+
+
+_PLURALS: Final = {"company": "companies", "contact": "contacts", "deal": "deals", "task": "tasks", "note": "notes"}
+
+
+def _tree(item: Item, *, dumps: Callable[[Any], str]) -> str:
+    told = {
+        "kind": item.kind,
+        "source": item.source,
+        "target": item.target,
+        "state": str(item.state),
+        "name": item.name,
+        "error": item.error,
+        "attempts": item.attempts,
+    }
+    return dumps(told)
+
+
+def _parted(pieces: Iterable[str]) -> Iterator[str]:
+    for number, piece in enumerate(pieces):
+        yield f"{', ' if number else ''}{piece}"
+
+
+def counts_tree(counts: Mapping[str, Mapping[State, int]]) -> dict[str, dict[str, int]]:
+    """Rows by kind and state, for JSON: all states, in their order."""
+    return {kind: {str(state): told.get(state, 0) for state in State} for kind, told in counts.items()}
+
+
+def _in_order(counts: Mapping[str, Counter[State]]) -> dict[str, Counter[State]]:
+    named = sorted(counts, key=lambda kind: (KINDS.index(kind) if kind in KINDS else len(KINDS), kind))
+    return {kind: counts[kind] for kind in named}
+
+
+def _number(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+# ------------------------------------------------------------------------------------------------------------ as a page
+
+_COLUMNS: Final = (
+    ("moved", (State.DONE,)),
+    ("folded", (State.FOLDED,)),
+    ("left out", (State.SKIPPED,)),
+    ("refused", (State.REJECTED,)),
+    ("in doubt", (State.DOUBT,)),
+    ("not done yet", (State.PENDING, State.INTENT, State.MADE)),
+)
+_SECTIONS: Final = (
+    ("In doubt", "These are perhaps in the target, and cannot be told from others there. Look for them.", State.DOUBT),
+    ("Left out", "The target has no place for these rows.", State.SKIPPED),
+    ("Folded", "These have no row of their own in the target: they stay as words on others.", State.FOLDED),
+    ("Moved", "These are in the target.", State.DONE),
+)
+_VALUES: Final = {
+    "no_place": "Rows for which there is no place",
+    "dropped": "Values that were dropped",
+    "folded": "Values that were folded into texts",
+    "restamped": "What the target dates and signs itself",
+}
+# Neither obeyed by a browser nor shown by it as it is: control characters, what turns the direction of text.
+_UNSEEN: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_STYLE: Final = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0; }
+main { max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
+h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+.headline { font-size: 1.1rem; border-left: .25rem solid #888; padding-left: .8rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { opacity: .7; } dd { margin: 0; }
+table { border-collapse: collapse; } th { text-align: left; font-weight: 600; }
+th, td { padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884; vertical-align: top; overflow-wrap: anywhere; }
+.n { text-align: right; font-variant-numeric: tabular-nums; } summary { cursor: pointer; }
+summary h2 { display: inline-block; } .cut { font-style: italic; }
+"""
+_HEAD: Final = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>{style}</style>
+<main>
+"""
+
+
+def _shown(said: object) -> str:
+    """What comes from outside, as text of a page and nothing else."""
+    text = "" if said is None else str(said)
+    cut = f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
+    return html.escape(_UNSEEN.sub(lambda found: " " if found[0] in "\t\r\n" else "\ufffd", cut))
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _place(address: str) -> str:
+    return address.partition("://")[2] or address
+
+
+def _when(moment: datetime | None) -> str:
+    return "not yet" if moment is None else f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".strip()
+
+
+def _ids(each: Item | Kept) -> tuple[Id, Id | None]:
+    return each.source, each.target
+
+
+def _indented(depth: int, item: Item) -> str:
+    return "\u2003" * depth + ("└ " if depth else "") + item.kind
+
+
+def _numbers(columns: Iterable[str], rows: Iterable[tuple[str, Iterable[int]]]) -> Iterator[str]:
+    heads = "".join(f"<th class=n>{_shown(column)}</th>" for column in columns)
+    yield f"<table>\n<tr><th></th>{heads}</tr>\n"
+    for name, numbers in rows:
+        cells = "".join(f"<td class=n>{_number(number)}</td>" for number in numbers)
+        yield f"<tr><td>{_shown(name)}</td>{cells}</tr>\n"
+    yield "</table>\n"
+
+
+def _section(
+    title: str,
+    about: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[object]],
+    most: int,
+    number: int,
+    *,
+    folded_up: bool = False,
+) -> Iterator[str]:
+    """A heading with its number, and the rows under it; nothing where there are none."""
+    if not number:
+        return
+    open_at_once = "" if folded_up else " open"
+    yield f"<details{open_at_once}>\n<summary><h2>{title}: {_number(number)}</h2></summary>\n<p>{about}</p>\n<table>\n"
+    yield f"<tr>{''.join(f'<th>{column}</th>' for column in columns)}</tr>\n"
+    for row in islice(rows, most):
+        yield f"<tr>{''.join(f'<td><bdi>{_shown(cell)}</bdi></td>' for cell in row)}</tr>\n"
+    yield "</table>\n"
+    if number > most:
+        yield (
+            f"<p class=cut>These are the first {_number(most)} of {_number(number)}; "
+            "<code>crmclient report LEDGER --json --all</code> lists them all.</p>\n"
+        )
+    yield "</details>\n"
