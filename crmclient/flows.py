@@ -807,6 +807,11 @@ def batch_of(dialect: Dialect, entity: type[Any], verb: Verb = Verb.CREATE) -> i
     return (route.advised_batch or route.batch) if isinstance(route, Writing) else 1
 
 
+def filtered_by(dialect: Dialect, entity: type[Any], name: str) -> bool:
+    """Whether the server itself narrows the listing by this filter."""
+    return name in _route(dialect, entity, Verb.LIST, Listing).filters
+
+
 def only_on_cards(dialect: Dialect, entity: type[Any]) -> bool:
     """Whether rows of this kind show only on the cards of what they hang on."""
     return _opened(_route(dialect, entity, Verb.LIST, Listing))

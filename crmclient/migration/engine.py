@@ -21,7 +21,7 @@ from crmclient import flows
 from crmclient.client import Client, Together
 from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import START, Flow, Made, Need, NotApplied, Receipt, Refused, Row, Verb, Writing, mapping
-from crmclient.entities import Company, Contact, FieldType, Id, Kind, Ref, field_names
+from crmclient.entities import Company, Contact, FieldType, Id, Kind, Ref, is_empty
 from crmclient.errors import (
     AmbiguousWrite,
     Banned,
@@ -47,7 +47,7 @@ from crmclient.migration.matching import (
     named_company,
     word,
 )
-from crmclient.migration.plan import Plan, to_toml, vocabulary
+from crmclient.migration.plan import Plan, Told, silent, to_toml, vocabulary
 from crmclient.migration.reconcile import Prints, completed, newest, seek
 from crmclient.migration.translation import FieldThere, Translated, Translation, Words, folded, marked, same
 from crmclient.migration.verify import Finding, Sign, Verdict, check
@@ -60,6 +60,12 @@ _PASSING: Final = (TransportError, Unavailable, RateLimited, Unreadable)
 _TRIES: Final = 6
 # A row that has vanished so often is not sent a further time.
 _VANISHING: Final = 3
+# What follows a row that was made: a move may have been killed before it.
+_FOLLOWING: Final = frozenset({"done", "result", "company", "contacts"})
+# So many rows are looked at again together.
+_LOOKED_AT: Final = 100
+# What is said of a row that the ledger knows from the target alone.
+ADOPTED: Final = "adopted"
 # A row is read at most so often again because something was changed meanwhile.
 _ROUNDS: Final = 3
 
@@ -79,13 +85,14 @@ class Event:
 
 @frozen
 class _Ready:
-    """A row of the source that can be sent now, and as it is sent."""
+    """A row of the source that can be sent now, and as it is sent. ``without`` says what it is tied to and goes without."""
 
     source: Id
     row: Any
     there: Translated
     sent: Any
     print: Hashable
+    without: str | None = None
 
 
 @define
@@ -152,7 +159,7 @@ class Migration:
         self._open: dict[str, Counter[Hashable]] = {}
         self._again: deque[tuple[str, tuple[Id, ...]]] = deque()
         self._unfinished: dict[str, deque[tuple[Id, Id]]] = {}
-        self._found: deque[tuple[str, Id, Id]] = deque()
+        self._found: dict[str, deque[tuple[Id, Id]]] = {}
         self._coming: frozenset[type[Any]] = frozenset()
         self._busy = 0
         self._doubts = 0
@@ -256,17 +263,7 @@ class Migration:
             for kind, number in rows.items():
                 if number:
                     await self._know_the_newest(kind)
-            ledger.begin(
-                Run(
-                    id=uuid4().hex,
-                    source=plan.source.address,
-                    target=plan.target.address,
-                    plan=to_toml(plan),
-                    plan_hash=plan.digest,
-                    caps_hash=f"{plan.source.capabilities} {plan.target.capabilities}",
-                    started_at=self.clock.now(),
-                )
-            )
+            ledger.begin(_run_of(plan, self.clock))
         else:
             ledger.note_state("running")
         self._counts = ledger.counts()
@@ -366,7 +363,7 @@ class Migration:
             async with aclosing(self.target.of(entity).pages(prefetch=1)) as pages:
                 async for page in pages:
                     for row in page:
-                        if row.owner is not None and self.ledger.owned(kind, row.id):
+                        if row.owner is not None and row.id is not None and self.ledger.owned(kind, row.id):
                             self.ledger.learn("me", "me", row.owner.id, "given to our rows")
                             self._translate.words = self._with_me(row.owner)
                             return
@@ -378,12 +375,13 @@ class Migration:
         self._fronts = {kind: _Front() for kind in KINDS if kind in self._prints}
         self._open = {kind: Counter() for kind in self._fronts}
         self._unfinished = {kind: deque() for kind in self._fronts}
+        self._found = {kind: deque() for kind in self._fronts}
         self._watermarks = {kind: self.ledger.watermark(kind) for kind in self._fronts}
         self._busy = self._doubts = 0
         self._failure = None
         for item in self.ledger.items(State.MADE):
-            assert item.target is not None  # noqa:
-            self._found.append((item.kind, item.source, item.target))
+            assert item.target is not None  # noqa: S101  its invariant says so
+            self._found[item.kind].append((item.source, item.target))
         lost = self.ledger.open_batches()
         if lost:
             rows = sum(len(batch.sources) for batch in lost)
@@ -393,14 +391,18 @@ class Migration:
         text, ended = self.ledger.position()
         start = START if text is None else cursor_from_tree(json.loads(text))
         self._coming = frozenset() if ended else self._derived(walk.coming(start))
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            for batch in lost:
-                self._doubt(batch)
-            group.create_task(self._guarded(self._read_source))
-            for _ in range(self._lanes):
-                group.create_task(self._lane())
-        self._group = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for batch in lost:
+                    self._doubt(batch)
+                group.create_task(self._guarded(self._read_source))
+                for _ in range(self._lanes):
+                    group.create_task(self._lane())
+        except BaseExceptionGroup as several:
+            raise _first_of(several) from several
+        finally:
+            self._group = None
         if self._failure is not None:
             raise self._failure
 
@@ -443,7 +445,7 @@ class Migration:
         return None
 
     def _exhausted(self) -> bool:
-        if self._again or self._found or any(self._unfinished.values()):
+        if self._again or any(self._found.values()) or any(self._unfinished.values()):
             return False
         return all(front.whole and not front.rows for front in self._fronts.values())
 
@@ -493,7 +495,7 @@ class Migration:
 
     def _fresh(self, row: Any) -> Iterable[Fresh]:
         """A row as it comes to the ledger, after what comes with it and before what follows it."""
-        kind = kind_of(row)
+        kind, source = kind_of(row), row.id
         self._read[kind] += 1
         above = company_key(row.company) if isinstance(row, Contact) else None
         if above is not None and Company not in self.source.dialect.resources and "companies" in self._prints:
@@ -505,9 +507,9 @@ class Migration:
             words = "company" in self.target.dialect.resource(Contact).survivors(Verb.CREATE)
             state = State.FOLDED if kind == "companies" and words else State.SKIPPED
             why = "it stays as words on its contacts" if state is State.FOLDED else "no such rows there"
-            yield Fresh(kind=kind, source=row.id, row=row, state=state, name=named, error=why)
+            yield Fresh(kind=kind, source=source, row=row, state=state, name=named, error=why)
             return
-        yield Fresh(kind=kind, source=row.id, row=row, above=above, name=named)
+        yield Fresh(kind=kind, source=source, row=row, above=above, name=named)
         for note in getattr(self._translate, "besides", lambda row: ())(row):
             yield Fresh(kind="notes", source=note.id or 0, row=note)
 
@@ -524,8 +526,9 @@ class Migration:
 
     def _choose(self) -> Callable[[], Awaitable[None]] | None:
         """What to do next: whatever is due of earlier kinds first, as many rows at once as a request takes."""
-        if self._found:
-            return partial(self._look_after, *self._found.popleft())
+        for kind, rows in self._found.items():
+            if rows:
+                return partial(self._look_after, kind, [rows.popleft() for _ in range(min(_LOOKED_AT, len(rows)))])
         while self._again:
             kind, sources = self._again.popleft()
             ready = self._all_ready(kind, sources)
@@ -627,6 +630,7 @@ class Migration:
 
     def _ready(self, kind: str, source: Id, row: Any) -> _Ready | Settled | None:
         """A row as it is sent; why it never will be; or None while it has to wait."""
+        without: list[str] = []
         for at, id, hard in _hangs_on(row):
             item = self.ledger.item(at, id)
             if item is None:
@@ -639,6 +643,8 @@ class Migration:
                 return Settled(state=State.REJECTED, error=f"its {at} {id} was rejected")
             if item.state in (State.PENDING, State.INTENT):
                 return None
+            if item.state in (State.REJECTED, State.DOUBT) and item.target is None:
+                without.append(f"{at} {id}")
         there = self._translate(row)
         if there.left_out is not None:
             return Settled(state=State.SKIPPED, error=there.left_out)
@@ -646,7 +652,8 @@ class Migration:
             self._ask_me()
             return None
         sent = self._as_sent(kind, source, row, there)
-        return _Ready(source, row, there, sent, self._prints[kind].of(sent))
+        told = f"it goes without {', '.join(without)}, which did not arrive" if without else None
+        return _Ready(source, row, there, sent, self._prints[kind].of(sent), told)
 
     def _ask_me(self) -> None:
         """Whoever needs an owner waits until we know who we are, or that nobody tells."""
@@ -730,10 +737,10 @@ class Migration:
                 if receipt.id is None:
                     certain = True
                     continue
-                issues = "; ".join(str(issue) for issue in receipt.issues) or None
+                told = [*map(str, receipt.issues), *filter(None, [rows[source].without])]
                 more = flows.finishes(self.target.dialect, MOVED[kind]) or rows[source].there.later
                 state = State.MADE if more else State.DONE
-                became[source] = Settled(state=state, target=receipt.id, error=issues)
+                became[source] = Settled(state=state, target=receipt.id, error="; ".join(told) or None)
             elif isinstance(receipt, Refused):
                 if folded(rows[source].sent) is not None and self.ledger.mapped(f"text {kind}", source) is None:
                     # A call may lack what makes it one there; what it says goes as a text.
@@ -805,7 +812,7 @@ class Migration:
         if self._failures >= _TRIES:
             raise passing
         self._tell(said=f"{passing.message}: trying again in {2**self._failures} s")
-        await self.clock.sleep(float(2**self._failures))
+        await self._pause(float(2**self._failures))
 
     # ------------------------------------------------------------------------------------------------------ finishing
 
@@ -884,36 +891,48 @@ class Migration:
         if isinstance(error, AmbiguousWrite):
             await self._pause(self.plan.quarantine)
         if not self._halted:
-            self._found.append((kind, source, target))
+            self._found[kind].append((source, target))
 
-    async def _look_after(self, kind: str, source: Id, target: Id) -> None:
-        """A row that is there, and nobody knows whether it was finished: only what it lacks is done."""
-        entity, row = MOVED[kind], self.ledger.row(kind, source)
-        there = self._translate(row)
-        if self.target.can(entity, Verb.GET):
-            ref = getattr(there.row, "target", None)
+    async def _look_after(self, kind: str, rows: Sequence[tuple[Id, Id]]) -> None:
+        """Rows that are there, and nobody knows whether they were finished: only what they lack is done."""
+        there = await self._stored(kind, [target for _, target in rows])
+        left: list[tuple[Id, Id]] = []
+        became: dict[Id, Settled] = {}
+        for source, target in rows:
+            if there is not None and target not in there:
+                became[source] = Settled(state=State.DONE, error="it was deleted there meanwhile")
+            elif there is None or self._lacks(kind, source, there[target]):
+                left.append((source, target))
+            else:
+                became[source] = Settled(state=State.DONE)
+        self.ledger.become(kind, became)
+        self._moved(kind, State.MADE, State.DONE, len(became))
+        if left:
+            await self._finish(kind, left)
+        self._tell()
+
+    async def _stored(self, kind: str, ids: Sequence[Id]) -> dict[Id, Any] | None:
+        """Rows of the target by their ids; None where it shows none by its id: there all of it may be said again."""
+        entity = MOVED[kind]
+        if flows.filtered_by(self.target.dialect, entity, "ids"):
+            of: Any = self.target.of(entity)
+            return {row.id: row async for row in of.list(ids=ids)}
+        if not self.target.can(entity, Verb.GET):
+            return None
+        found: dict[Id, Any] = {}
+        for id in ids:
             try:
-                found = await self.target.of(entity).get(target, target=ref)
+                found[id] = await self.target.of(entity).get(id)
             except NotFound:
-                self.ledger.become(kind, {source: Settled(state=State.DONE, error="it was deleted there meanwhile")})
-                self._moved(kind, State.MADE, State.DONE, 1)
-                return
-            whole = there.whole
-            lacking = [
-                name
-                for name in field_names(entity)
-                if name in self.target.dialect.resource(entity).survivors(Verb.CREATE) | set(there.later)
-                and name not in found.unread
-                and name not in ("updated_at", "updated_by")
-                and getattr(whole, name) not in (None, (), False)
-                and not same(getattr(whole, name), getattr(found, name))
-            ]
-            if not lacking or (lacking == ["tags"] and self.plan.marker == "tag") or lacking == ["fields"]:
-                self.ledger.become(kind, {source: Settled(state=State.DONE)})
-                self._moved(kind, State.MADE, State.DONE, 1)
-                self._tell()
-                return
-        await self._finish(kind, [(source, target)])
+                continue
+        return found
+
+    def _lacks(self, kind: str, source: Id, found: Any) -> bool:
+        whole = self._translate(self.ledger.row(kind, source)).whole
+        return any(
+            not is_empty(getattr(whole, name, None)) and not same(getattr(whole, name), getattr(found, name))
+            for name in _FOLLOWING - found.unread
+        )
 
     # ----------------------------------------------------------------------------------------------------- reconciling
 
@@ -1010,7 +1029,7 @@ class Migration:
 
     def _after_doubt(self, kind: str, source: Id, told: Settled) -> None:
         if told.state is State.MADE and told.target is not None:
-            self._found.append((kind, source, told.target))
+            self._found[kind].append((source, told.target))
         elif told.state is State.PENDING:
             self._again.append((kind, (source,)))
         if isinstance(told.target, int):
@@ -1066,7 +1085,7 @@ class Migration:
         item = self.ledger.item(kind_of(row), row.id)
         if item is None:
             self._new += self._fresh(row)
-        elif item.state in SETTLED and item.digest is not None and item.digest != digest(row):
+        elif item.state in SETTLED and (item.digest != digest(row) or item.error == ADOPTED):
             self._altered[item.kind, item.source] = row
 
     async def _update(self, differing: Sequence[Finding]) -> None:
@@ -1076,7 +1095,10 @@ class Migration:
                 return
             entity, row = MOVED[finding.kind], self._altered[finding.kind, finding.source]
             can = self.target.dialect.resource(entity).survivors(Verb.UPDATE)
-            there = self._translate(row)
+            there, item = self._translate(row), self.ledger.item(finding.kind, finding.source)
+            if item is not None and item.error == ADOPTED:
+                # What people have changed there since nobody knows; what a move was killed before, it may still do.
+                can &= _FOLLOWING
             names = [name for name in finding.fields if name in can]
             if self.target.can(entity, Verb.UPDATE) and names:
                 made: Any = entity
@@ -1091,6 +1113,67 @@ class Migration:
                         said=f"{finding.kind} {finding.source} was changed, and its change cannot be moved: {error}"
                     )
             self.ledger.changed(finding.kind, finding.source, digest(row))
+
+
+def _run_of(plan: Plan, clock: Clock) -> Run:
+    return Run(
+        id=uuid4().hex,
+        source=plan.source.address,
+        target=plan.target.address,
+        plan=to_toml(plan),
+        plan_hash=plan.digest,
+        caps_hash=f"{plan.source.capabilities} {plan.target.capabilities}",
+        started_at=clock.now(),
+    )
+
+
+async def adopt(
+    source: Client,
+    target: Client,
+    plan: Plan,
+    ledger: Ledger,
+    *,
+    told: Told = silent,
+    clock: Clock = SYSTEM_CLOCK,
+) -> dict[str, int]:
+    """Fill an empty ledger from what is in the target, where the one that a move went by is lost: how many rows of each
+    kind were found again, by their marks or, where there are none, by what they say.
+
+    Both sides are only read. What is not found again is made by the next run. Raises Misconfigured for a ledger that has
+    begun and for a plan of other accounts.
+    """
+    if ledger.run() is not None:
+        raise Misconfigured(f"{ledger.path} is the ledger of a move that has begun: adopt into a new one")
+    ledger.begin(_run_of(plan, clock))
+    found, waiting = Counter[str](), list[tuple[str, Id, Id]]()
+
+    def each(finding: Finding) -> None:
+        alike = finding.sign is Sign.SAME or (finding.sign is Sign.DIFFERS and {*finding.fields} <= _FOLLOWING)
+        if (
+            finding.source is None
+            or finding.target is None
+            or not (alike or (finding.kind, finding.source) in marked_so)
+        ):
+            return
+        waiting.append((finding.kind, finding.source, finding.target))
+        if len(waiting) == 500:
+            keep()
+
+    def keep() -> None:
+        found.update(kind for kind, _, _ in waiting)
+        ledger.adopt(waiting)
+        waiting.clear()
+
+    marked_so: set[tuple[str, Id]] = set()
+    await check(source, target, plan, each=each, told=told, clock=clock)
+    keep()
+    return dict(found)
+
+
+def _first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What really happened: the rest was cancelled for it."""
+    first = several.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first  # pyright: ignore[reportUnknownArgumentType]
 
 
 @frozen
@@ -1116,9 +1199,9 @@ def _home(row: Any) -> dict[str, Any]:
 
 def _hangs_on(row: Any) -> Iterable[tuple[str, Id, bool]]:
     """What has to be made before a row is: kind, the source's id, and whether the row is nothing without it."""
-    target = getattr(row, "target", None)
+    target: Ref | None = getattr(row, "target", None)
     at = kind_at(target)
-    if at is not None and target.id is not None:
+    if at is not None and target is not None and target.id is not None:
         yield at, target.id, True
     key = company_key(getattr(row, "company", None))
     if key is not None:

@@ -19,6 +19,7 @@ made; (I5) a row is sent only once what it hangs on is made.
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -308,9 +309,13 @@ class Ledger:
 
     def _noted(self, fresh: Fresh) -> bool:
         hashed = None if fresh.row is None else digest(fresh.row)
-        told = (fresh.kind, fresh.source, fresh.state, hashed, fresh.above, fresh.name, fresh.error)
+        name, error = _sayable(fresh.name), _sayable(fresh.error)
+        told = (fresh.kind, fresh.source, fresh.state, hashed, fresh.above, name, error)
         sql = "INSERT OR IGNORE INTO item (kind, src, state, digest, above, name, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
         if not self.db.execute(sql, told).rowcount:
+            # Of a row that was adopted it was not known yet what it says.
+            known = "UPDATE item SET digest = ?, above = ?, name = ? WHERE kind = ? AND src = ? AND digest IS NULL"
+            self.db.execute(known, (hashed, fresh.above, name, fresh.kind, fresh.source))
             return False
         if fresh.state is State.PENDING:
             self.db.execute(
@@ -367,9 +372,10 @@ class Ledger:
 
     def _became(self, kind: str, source: Id, told: Settled, batch: int | None) -> None:
         self.db.execute(
-            "UPDATE item SET state = ?, tgt = coalesce(?, tgt), error = ?, batch = coalesce(?, batch) "
-            "WHERE kind = ? AND src = ?",
-            (told.state, told.target, told.error, batch, kind, source),
+            # What was said of a row as it was made is still true once it is finished.
+            "UPDATE item SET state = ?, tgt = coalesce(?, tgt), batch = coalesce(?, batch), "
+            "error = coalesce(?, CASE WHEN state = 'made' THEN error END) WHERE kind = ? AND src = ?",
+            (told.state, told.target, batch, _sayable(told.error), kind, source),
         )
         if told.state in SETTLED:
             self.db.execute("DELETE FROM row WHERE kind = ? AND src = ?", (kind, source))
@@ -379,11 +385,11 @@ class Ledger:
         with self.commit(f"changed {kind}"):
             self.db.execute("UPDATE item SET digest = ? WHERE kind = ? AND src = ?", (found, kind, source))
 
-    def adopt(self, kind: str, source: Id, target: Id, row: Any = None) -> None:
-        """A row is in the target already, as its marker or what it says has told. Within ``commit``."""
-        told = (kind, source, State.DONE, target, None if row is None else digest(row))
-        sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, digest) VALUES (?, ?, ?, ?, ?)"
-        self.db.execute(sql, told)
+    def adopt(self, pairs: Iterable[tuple[str, Id, Id]]) -> int:
+        """Rows that are in the target already, as their marks or what they say has told: kind and both ids. How many."""
+        sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, error) VALUES (?, ?, 'done', ?, 'adopted')"
+        with self.commit("adopt"):
+            return sum(self.db.execute(sql, pair).rowcount for pair in pairs)
 
     def keep(self, kind: str, source: Id, values: Mapping[str, Any]) -> None:
         """Values that the target cannot carry. Within ``commit``."""
@@ -395,7 +401,7 @@ class Ledger:
     def learn(self, kind: str, source: Id, target: Id | None, how: str) -> None:
         """A word of the source and its like in the target."""
         with self.commit(f"map {kind}"):
-            self.db.execute("INSERT OR REPLACE INTO map VALUES (?, ?, ?, ?)", (kind, source, target, how))
+            self.db.execute("INSERT OR REPLACE INTO map VALUES (?, ?, ?, ?)", (kind, source, target, _sayable(how)))
 
     # -------------------------------------------------------------------------------------------------------- looking
 
@@ -544,13 +550,21 @@ _CLASSES: Final[Mapping[str, type[Any]]] = {
         entities.FieldValue,
     )
 }
+# Half of a letter beyond the first 65,536: a text that was cut by somebody who counts in UTF-16.
+_HALF: Final = re.compile("[\ud800-\udfff]")
 # What counts neither for a row's content nor for what is to be made of it.
 _ASIDE: Final = frozenset({"raw", "written"})
 
 
 def as_text(row: Any) -> str:
     """A row of the source, exactly, as JSON; what the server said of it is left out."""
-    return json.dumps(_tree(row), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    text = json.dumps(_tree(row), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def _sayable(text: str | None) -> str | None:
+    """A text as a database can hold it: half of a letter, which some vendors send, is a question mark."""
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 def from_text(text: str) -> Any:
@@ -559,7 +573,7 @@ def from_text(text: str) -> Any:
 
 def digest(row: Any) -> bytes:
     """What tells whether a row says something else than it did."""
-    return hashlib.blake2b(as_text(row).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return hashlib.blake2b(as_text(row).encode(), digest_size=8).digest()
 
 
 def _tree(part: Any) -> Any:
