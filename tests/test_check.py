@@ -12,15 +12,16 @@ import pytest
 from attrs import evolve
 from click.testing import CliRunner, Result
 from test_pairs import PAIRS, moved, two
-from test_plan import SMALL, broken, environment
+from test_plan import SMALL, broken, environment, other_words
 
-from crmclient import Client, Company, Contact, FieldValue, Kind, Misconfigured, Ref, Tag
+from crmclient import Client, Company, Contact, Deal, FieldValue, Kind, Misconfigured, Ref, Tag, Verb
 from crmclient.cli import commands
 from crmclient.cli.demo import client_of, move, served
 from crmclient.clock import SystemClock
-from crmclient.entities import Id, origin
-from crmclient.migration.matching import kind_of, mark
-from crmclient.migration.plan import draft, plan, to_toml
+from crmclient.entities import FieldType, Id, origin
+from crmclient.migration.matching import MOVED, company_key, kind_of, mark, named_company
+from crmclient.migration.plan import Plan, draft, from_toml, plan, to_toml
+from crmclient.migration.translation import Translation
 from crmclient.migration.verify import Finding, Sign, Verdict, check
 from crmclient.registry import dialect
 from crmclient.sandbox.server import Running, face
@@ -415,6 +416,215 @@ async def test_where_one_side_fails_the_other_is_not_left_behind(side: str) -> N
         with pytest.raises(RuntimeError, match="has another shape"):
             await check(reading, writing, made, each=give_up)
         assert asyncio.all_tasks() <= before
+
+
+# ------------------------------------------------------------------------------------- what is done with what is lost
+
+
+class Ids:
+    """What became of the rows of the source."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, dict[Id, Any]] = {kind: {} for kind in MOVED}
+        self.archived: dict[str, list[Any]] = {}
+
+    def made(self, kind: str, id: Id) -> Id | None:
+        return self.known[kind].get(id, (None, None))[0]
+
+    def company_name(self, id: Id) -> str:
+        return next((row.name for known, (_, row) in self.known["companies"].items() if known == id), "")
+
+    def company_of(self, contact: Id) -> Any:
+        return self.known["contacts"][contact][1].company if contact in self.known["contacts"] else None
+
+    def keep(self, archived: Any) -> None:
+        for what, part in archived.items():
+            self.archived.setdefault(what, []).append(part)
+
+
+async def carried_out(reading: Client, writing: Client, made: Plan) -> Ids:
+    """A move by a plan, one row after the other."""
+    for _, wanted in made.fields_to_make():
+        await writing.fields.create(wanted)
+    there = [each async for each in writing.fields.list()] if made.fields_to_make() else []
+    ids, rows = Ids(), dict[str, list[Any]]({kind: [] for kind in MOVED})
+    translate = Translation(reading.dialect, writing.dialect, made.words(made.made_fields(there)), ids)
+    async for row in reading.together(*(entity for entity in MOVED.values() if reading.can(entity, Verb.LIST))):
+        rows[kind_of(row)].append(row)
+        rows["notes"] += translate.besides(row)
+        if isinstance(row, Contact) and not reading.can(Company, Verb.LIST) and writing.can(Company, Verb.CREATE):
+            key = company_key(row.company)
+            known = {each.id for each in rows["companies"]}
+            rows["companies"] += [Company(id=key, name=named_company(row.company))] if key not in {None, *known} else []
+    for kind, entity in MOVED.items():
+        for row in rows[kind]:
+            if not writing.can(entity, Verb.CREATE):
+                ids.known[kind][row.id] = (None, row)
+                ids.keep(translate.kept_whole(kind, row))
+                continue
+            new = translate(row)
+            ids.keep(new.archived)
+            if new.left_out is None:
+                ids.known[kind][row.id] = ((await writing.of(entity).create(new.row)).id, new.row)
+                if new.later:
+                    await writing.tasks.complete(ids.known[kind][row.id][0], result=new.later.get("result"))
+    return ids
+
+
+def counted(made: Plan, *ways: str) -> dict[str, int]:
+    return {loss.what: loss.rows for loss in made.losses if loss.choice in ways and loss.rows}
+
+
+@pytest.mark.parametrize("origin, goal", PAIRS)
+@pytest.mark.parametrize("way", ["fold", "field", "archive"])
+@pytest.mark.asyncio
+async def test_whatever_is_chosen_for_what_is_lost_is_counted_so_and_is_no_difference(
+    origin: str, goal: str, way: str
+) -> None:
+    async with two(origin, goal, furnish=ugly, contacts=8, companies=2, deals=6, tasks=5, notes=4) as (
+        reading,
+        writing,
+        *more,
+    ):
+        someone = more[1].world.select("user")[0]["id"]
+        made = await plan(reading, writing, choose={"*": way}, unmatched=someone)
+        assert from_toml(to_toml(made)) == made
+        ids = await carried_out(reading, writing, made)
+        moved = {kind: sum(id is not None for id, _ in known.values()) for kind, known in ids.known.items()}
+        assert made.moves == {kind: number for kind, number in moved.items() if number}
+        verdict, rows = await found(reading, writing, made)
+        assert verdict.equal, rows
+        assert verdict.folded == counted(made, "fold")
+        assert verdict.in_fields == counted(made, "field")
+        assert verdict.archived == counted(made, "archive")
+        assert {**verdict.dropped, **verdict.no_place} == counted(made, "drop") | verdict.no_place
+        assert {what: len(parts) for what, parts in ids.archived.items()} == counted(made, "archive")
+        assert json.loads(json.dumps(ids.archived)) == ids.archived
+
+
+def ugly(full: World, empty: World) -> None:
+    """More of everything that one CRM or another does not carry."""
+    other_words(full, empty)
+    phones = [{"value": f"+7 {number}", "label": label} for number, label in ((1, "work"), (2, "home"))]
+    owner = full.select("user")[1]["id"]
+    full.add("contact", {"name": "one\ntwo", "phones": phones, "position": "Chief, of all", "owner": owner})
+
+
+async def notes_on(writing: Client, name: str) -> list[str]:
+    """What is told of a contact of this name."""
+    at = [each.ref async for each in writing.contacts.list() if each.name == name]
+    return [str(note.text) async for note in writing.notes.list() if note.target in at]
+
+
+@pytest.mark.asyncio
+async def test_what_is_folded_is_told_line_by_line_in_a_note_on_the_row() -> None:
+    def furnish(full: World, empty: World) -> None:
+        anna = next(row["id"] for row in full.select("user") if row["name"] == "Anna Lindqvist")
+        age = full.add("field", {"entity": "contact", "code": "AGE", "name": "Age", "type": "numeric"})
+        full.add(
+            "contact",
+            {
+                "name": "Ivan",
+                "position": "head",
+                "owner": anna,
+                "created_by": anna,
+                "created_at": 1_700_000_000,
+                "fields": {str(age): [{"value": "41"}]},
+            },
+        )
+
+    async with two("kommo", "amoxml", furnish=furnish, contacts=0) as (reading, writing, _, target):
+        someone = target.world.select("user")[0]["id"]
+        made = await plan(
+            reading, writing, choose={"contact.*": "fold", "contact.updated_*": "drop"}, unmatched=someone
+        )
+        assert made.moves == {"contacts": 1, "notes": 1}
+        assert made.target_cost.requests["write notes"] == 1
+        await carried_out(reading, writing, made)
+        assert await notes_on(writing, "Ivan") == [
+            "created at: 2023-11-14 22:13:20 UTC\ncreated by: Anna Lindqvist\nAge: 41"
+        ]
+
+
+@pytest.mark.asyncio
+async def test_what_is_folded_of_tasks_and_notes_is_told_in_their_own_text() -> None:
+    def furnish(full: World, empty: World) -> None:
+        contact = full.add("contact", {"name": "Ivan"})
+        on = {"target_kind": "contact", "target_id": contact, "created_at": 1_700_000_000}
+        full.add("task", {"text": "ask", "due": 1_700_009_000, "duration": 5400, **on})
+        full.add("note", {"text": "asked", **on})
+
+    async with two("kommo", "amoxml", furnish=furnish, contacts=0) as (reading, writing, _, target):
+        someone = target.world.select("user")[0]["id"]
+        rules = {"task.duration": "fold", "note.created_at": "fold"}
+        made = await plan(reading, writing, choose=rules, unmatched=someone)
+        await carried_out(reading, writing, made)
+        assert [each.text async for each in writing.tasks.list()] == ["ask\nduration: 1:30:00"]
+        assert await notes_on(writing, "Ivan") == ["asked\ncreated at: 2023-11-14 22:13:20 UTC"]
+        verdict, rows = await found(reading, writing, made)
+        assert verdict.equal, rows
+
+
+@pytest.mark.asyncio
+async def test_a_field_is_made_for_what_is_kept_in_one_with_the_type_and_the_choices_it_had() -> None:
+    async with two("kommo", "kommo", furnish=other_words, **SMALL) as (reading, writing, source, target):
+        made = await plan(reading, writing, choose={"*": "field"})
+        wanted = {what: (each.entity, each.name, each.type) for what, each in made.fields_to_make()}
+        assert wanted["contact.fields: Город"] == (Kind.CONTACT, "Город", FieldType.TEXT)
+        # Some of its choices are there: what is not goes as a text.
+        assert wanted["contact.fields: Источник"] == (Kind.CONTACT, "Источник", FieldType.TEXT)
+        await carried_out(reading, writing, made)
+        town = {row["name"]: str(row["id"]) for row in source.world.select("field", where={"entity": "contact"})}[
+            "Город"
+        ]
+        new = {row["name"]: str(row["id"]) for row in target.world.select("field", where={"entity": "contact"})}[
+            "Город"
+        ]
+        there = {row["name"]: row["fields"].get(new) for row in target.world.select("contact")}
+        here = {row["name"]: row["fields"].get(town) for row in source.world.select("contact")}
+        assert there == here
+        assert any(here.values())
+        verdict, rows = await found(reading, writing, made)
+        assert verdict.equal, rows
+        # Whoever changes what is in such a field is found.
+        row = next(row for row in target.world.select("contact") if new in row["fields"])
+        target.world.update("contact", row["id"], {"fields": {**row["fields"], new: [{"value": "elsewhere"}]}})
+        _, rows = await found(reading, writing, made)
+        assert [(each.target, each.fields) for each in rows] == [(row["id"], ("fields",))]
+
+
+@pytest.mark.asyncio
+async def test_cents_that_the_target_cannot_keep_are_in_a_field_of_their_own() -> None:
+    async with two("electrum", "kommo", contacts=2, deals=1) as (reading, writing, _, target):
+        resource = reading.dialect.resource(Deal)
+
+        def decode(row: Any, context: Any) -> Any:
+            return evolve(resource.decode(row, context), price="12.50")
+
+        cents = evolve(resource, decode=decode)
+        reading._session._dialect = reading.dialect = evolve(  # pyright: ignore[reportPrivateUsage]
+            reading.dialect, resources={**reading.dialect.resources, Deal: cents}
+        )
+        made = await plan(reading, writing, choose={"deal.price": "field"})
+        assert [what for what, _ in made.fields_to_make()] == ["deal.price"]
+        await carried_out(reading, writing, made)
+        field = str(target.world.select("field", where={"entity": "deal", "name": "price"})[0]["id"])
+        assert [row["fields"][field] for row in target.world.select("deal")] == [[{"value": "12.50"}]]
+
+
+@pytest.mark.asyncio
+async def test_what_is_archived_is_kept_as_the_source_had_it() -> None:
+    async with two("kommo", "electrum", furnish=ugly, contacts=3, companies=1, notes=2) as (reading, writing, *_):
+        made = await plan(reading, writing, choose={"*": "archive"})
+        ids = await carried_out(reading, writing, made)
+        assert "Chief, of all" in ids.archived["contact.position"]
+        phones = [[each["value"] for each in part] == ["+7 1", "+7 2"] for part in ids.archived["contact.phones"]]
+        assert any(phones)
+        # Rows of which there are none there are kept whole.
+        notes = {each.id: each.text async for each in reading.notes.list()}
+        assert {each["id"]: each["text"] for each in ids.archived["notes"]} == notes
+        verdict, _ = await found(reading, writing, made)
+        assert verdict.sentence.endswith("3 rows have no place there and 3 of them are in the archive.")
 
 
 # ------------------------------------------------------------------------------------------------- by which plan

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,29 @@ from attrs import evolve
 from click.testing import CliRunner, Result
 from test_pairs import NAMES, PAIRS, moved, two
 
-from crmclient import Contact, FieldValue, Kind, Misconfigured, Note, Ref, Task, Verb
+from crmclient import (
+    Contact,
+    Email,
+    FieldValue,
+    Kind,
+    Label,
+    Link,
+    Misconfigured,
+    Money,
+    Note,
+    Phone,
+    Ref,
+    Tag,
+    Task,
+    Verb,
+)
 from crmclient.cli import commands
 from crmclient.cli.demo import KINDS, MOVED, Report, served
 from crmclient.clock import SystemClock
 from crmclient.entities import FieldType, NoteKind
+from crmclient.migration.losses import CHOICES, choices, in_words
 from crmclient.migration.matching import mark, unmarked
-from crmclient.migration.plan import Plan, UserMatch, capabilities, draft, from_toml, markers, plan, to_toml
+from crmclient.migration.plan import Loss, Plan, UserMatch, capabilities, draft, from_toml, markers, plan, to_toml
 from crmclient.migration.seen import Seen
 from crmclient.migration.translation import FieldThere, Translation, marked
 from crmclient.registry import dialect
@@ -103,15 +121,29 @@ async def test_nothing_is_asked_twice_and_the_reading_costs_what_the_plan_says(n
 
 
 @pytest.mark.asyncio
-async def test_the_target_pays_the_least_that_a_move_can_cost() -> None:
-    async with two("electrum", "kommo") as (reading, writing, *_):
+async def test_the_target_pays_the_least_that_a_move_in_advised_batches_can_cost() -> None:
+    async with two("electrum", "kommo", contacts=120, companies=9, deals=60) as (reading, writing, *_):
         made = await plan(reading, writing)
+        # The demo sends as many as a request can hold, and here as many as is advised.
+        limited = {
+            entity: evolve(
+                resource,
+                routes={
+                    verb: evolve(route, batch=route.advised_batch) if getattr(route, "advised_batch", None) else route
+                    for verb, route in resource.routes.items()
+                },
+            )
+            for entity, resource in writing.dialect.resources.items()
+        }
+        spoken = evolve(writing.dialect, resources=limited)
+        writing._session._dialect = writing.dialect = spoken  # pyright: ignore[reportPrivateUsage]
         before = writing.spent.requests
         report = await moved(reading, writing)
         asked = report.requests["target"] - before
+        assert made.target_cost.batches["contacts"] == 50
+        assert made.target_cost.requests["write contacts"] >= 3
         # The users and pipelines of the target were asked for by the plan already, and the move asks again.
         assert sum(made.target_cost.requests.values()) <= asked <= sum(made.target_cost.requests.values()) + 2
-        assert made.target_cost.batches["contacts"] == 250
         assert made.target_cost.rate == "7 in 1 s, 50 in 1 s"
         assert made.target_cost.minutes == pytest.approx(sum(made.target_cost.requests.values()) / 7 / 60, abs=0.01)
 
@@ -191,6 +223,24 @@ async def test_who_is_in_no_list_is_known_by_an_id() -> None:
         assert "amoCRM XML does not list its users: match them by hand" in made.warnings
 
 
+@pytest.mark.parametrize("goal", ["amoxml", "electrum"])
+@pytest.mark.asyncio
+async def test_a_target_that_does_not_tell_who_i_am_is_warned_of(goal: str) -> None:
+    async with two("kommo", goal, furnish=strangers, **SMALL) as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        said = "\n".join(made.warnings)
+        assert ("does not tell whose these credentials are: a move finds it out" in said) == (goal == "amoxml")
+        assert "they may be refused" not in said
+        if goal == "amoxml":
+            assert "their rows go to whoever these credentials are of" in said
+        someone = target.world.select("user")[0]["id"]
+        named = "\n".join((await plan(reading, writing, unmatched=someone)).warnings)
+        assert "does not tell whose" not in named
+        assert "whoever" not in named
+        refusing = "\n".join((await plan(reading, writing, unmatched="refuse")).warnings)
+        assert ("rows lack task.owner, which amoCRM XML requires: set unmatched" in refusing) == (goal == "amoxml")
+
+
 # ----------------------------------------------------------------------------------------------- stages and fields
 
 
@@ -260,6 +310,146 @@ def test_what_a_call_says_is_folded_into_its_text_or_dropped_as_the_plan_says(fo
 def _words(fold: bool) -> Any:
     made = _nothing(losses=[{"what": "note.params", "rows": 1, "choice": "fold" if fold else "drop"}])
     return from_toml(made).words()
+
+
+# ------------------------------------------------------------------------------------------- what is done with losses
+
+
+@pytest.mark.parametrize(
+    "goal, what, allowed",
+    [
+        ("kommo", "deal.price", "field fold archive drop"),
+        ("kommo", "contact.fields: A.b: c", "field fold archive drop"),
+        ("kommo", "contact.fields", "fold archive drop"),
+        ("kommo", "task.duration", "fold archive drop"),
+        ("kommo", "note.text", "archive drop"),
+        ("kommo", "note.params", "fold archive drop"),
+        ("kommo", "task that hangs on nothing", "archive drop"),
+        ("amocrm", "company.name", "fold archive drop"),
+        ("amoxml", "contact.owner", "fold archive drop"),
+        ("amoxml", "companies", "archive drop"),
+        ("amoxml", "company.name", "archive drop"),
+        ("electrum", "contact.position", "archive drop"),
+        ("electrum", "notes", "archive drop"),
+    ],
+)
+def test_what_can_be_done_with_a_loss_is_read_off_the_target(goal: str, what: str, allowed: str) -> None:
+    assert choices(dialect(goal), what) == tuple(allowed.split())
+    made = from_toml(NOTHING)
+    made = evolve(made, target=evolve(made.target, dialect=goal))
+    for choice in CHOICES:
+        loss = Loss(what=what, rows=1, choice=choice)
+        text = to_toml(evolve(made, losses=(loss,)))
+        if choice in choices(dialect(goal), what):
+            assert from_toml(text).losses == (loss,)
+        else:
+            with pytest.raises(Misconfigured, match="cannot have choice"):
+                from_toml(text)
+
+
+def test_a_plan_for_a_dialect_that_is_not_installed_is_asked_when_it_is() -> None:
+    made = from_toml(NOTHING.replace("amocrm", "other") + 'losses = [{what = "notes", rows = 1, choice = "field"}]')
+    assert made.impossible(dialect("kommo")) == [
+        'losses: notes cannot have choice = "field" in Kommo: archive or drop',
+    ]
+
+
+@pytest.mark.asyncio
+async def test_choices_go_by_patterns_and_only_where_they_can() -> None:
+    async with two("kommo", "amoxml", furnish=strangers, **SMALL) as (reading, writing, *_):
+        made = await plan(reading, writing, choose={"*": "fold", "contact.*": "archive", "contact.created_by": "drop"})
+        chosen = {loss.what: loss.choice for loss in made.losses}
+        assert chosen["contact.created_by"] == "drop"
+        assert {to for what, to in chosen.items() if what.startswith("contact.")} == {"archive", "drop"}
+        assert {to for what, to in chosen.items() if what.startswith(("deal.", "note."))} == {"fold"}
+        # Whole rows cannot be folded.
+        assert chosen["companies"] == "drop"
+        with pytest.raises(Misconfigured, match="companies cannot have choice 'fold' in amoCRM XML: archive or drop"):
+            await plan(reading, writing, choose={"companies": "fold"})
+        with pytest.raises(Misconfigured, match="cannot have choice 'burn'"):
+            await plan(reading, writing, choose={"*": "burn"})
+
+
+@pytest.mark.asyncio
+async def test_what_calls_say_is_chosen_all_together() -> None:
+    async with two("kommo", "amoxml", **SMALL) as (reading, writing, *_):
+        for rule, way in (
+            ({"note.kind": "archive"}, "archive"),
+            ({"note.params": "drop"}, "drop"),
+            ({"*": "field"}, "fold"),
+        ):
+            made = await plan(reading, writing, choose=rule)
+            own = {loss.what: loss.choice for loss in made.losses if loss.what in ("note.kind", "note.params")}
+            assert set(own.values()) == {way}
+            assert made.words().fold == (way == "fold")
+
+
+def test_fields_to_make_have_the_type_they_had_where_that_means_the_same_anywhere() -> None:
+    made = from_toml(
+        _nothing(
+            fields=[
+                {"entity": "contact", "source": 1, "name": "Age", "type": "number"},
+                {"entity": "contact", "source": 2, "name": "Sort", "type": "select", "options": {"a": "a", "b": "b"}},
+                {"entity": "contact", "source": 3, "name": "Papers", "type": "file"},
+                {"entity": "contact", "source": 4, "name": "Twice", "type": "number"},
+                {"entity": "contact", "source": 5, "name": "Twice", "type": "date"},
+                {"entity": "contact", "source": 6, "name": "Part", "type": "select", "target": 9, "options": {"a": ""}},
+                {"entity": "deal", "source": 7, "name": "Age", "type": "bool"},
+            ]
+        ).replace("amocrm", "kommo")
+    )
+    names = ("Age", "Sort", "Papers", "Twice", "Part")
+    losses = [Loss(what=f"contact.fields: {name}", rows=1, choice="field") for name in names]
+    made = evolve(made, losses=(*losses, Loss(what="deal.closed_at", rows=1, choice="field")))
+    wanted = dict(made.fields_to_make())
+    assert {what: (each.entity, each.name, each.type) for what, each in wanted.items()} == {
+        "contact.fields: Age": (Kind.CONTACT, "Age", FieldType.NUMBER),
+        "contact.fields: Sort": (Kind.CONTACT, "Sort", FieldType.SELECT),
+        "contact.fields: Papers": (Kind.CONTACT, "Papers", FieldType.TEXT),
+        "contact.fields: Twice": (Kind.CONTACT, "Twice", FieldType.TEXT),
+        "contact.fields: Part": (Kind.CONTACT, "Part", FieldType.TEXT),
+        "deal.closed_at": (Kind.DEAL, "closed at", FieldType.TEXT),
+    }
+    assert [option.value for option in wanted["contact.fields: Sort"].options] == ["a", "b"]
+    there = [evolve(each, id=number) for number, each in enumerate(wanted.values(), 100)]
+    assert {what: each.id for what, each in made.made_fields(there).items()} == dict(
+        zip(wanted, range(100, 106), strict=True)
+    )
+    # Of another type it is another field.
+    assert "contact.fields: Age" not in made.made_fields([evolve(there[0], type=FieldType.DATE)])
+
+
+def test_what_has_no_field_yet_is_archived_and_not_lost() -> None:
+    text = _nothing(losses=[{"what": "contact.fields: Age", "rows": 1, "choice": "field"}]).replace("amocrm", "kommo")
+    age = FieldValue(("41",), field=Ref(Kind.FIELD, 1), name="Age")
+    with Seen() as seen:
+        there = Translation(dialect("kommo"), dialect("kommo"), from_toml(text).words(), seen)(
+            Contact(name="A", fields=[age])
+        )
+    assert there.row.fields == ()
+    assert there.archived["contact.fields: Age"][0]["values"] == ["41"]
+
+
+def test_whatever_is_told_in_words_is_one_line_that_a_person_can_read() -> None:
+    anna = Ref(Kind.USER, 5)
+    cases: list[tuple[Any, str]] = [
+        (anna, "Anna"),
+        (Ref(Kind.TASK_TYPE, 5), "task type 5"),
+        (Money("12.50", currency="RUB"), "12.50 RUB"),
+        (
+            (Phone("+7 1", label=Label.HOME), Email("a@b", label=Label.OTHER, raw_label="SITE")),
+            "+7 1 (home), a@b (SITE)",
+        ),
+        (FieldValue((Decimal("1E+2"), True, date(2026, 3, 1))), "100, yes, 2026-03-01"),
+        ({"phone": "+7", "duration": 5, "link": None}, "phone +7, duration 5"),
+        (datetime(2026, 3, 1, 12, 0, 5, 7, tzinfo=timezone(timedelta(hours=3))), "2026-03-01 09:00:05 UTC"),
+        ("two\nlines\x00\tand  blanks ", "two lines and blanks"),
+        ((Link(Ref(Kind.COMPANY, None), name="Acme"), Link(Ref(Kind.CONTACT, 7))), "Acme, contact 7"),
+        (Tag("vip"), "vip"),
+        ("Жанна", "Жанна"),
+    ]
+    for part, said in cases:
+        assert in_words(part, {anna: "Anna"}) == said
 
 
 # ------------------------------------------------------------------------------------------------------- the marks
@@ -529,13 +719,18 @@ def _nothing(**more: list[dict[str, Any]]) -> str:
             r"fields\[1\]: options.a is a",
         ),
         (
-            lambda text: text + "losses = [{what = 'deal.price', rows = 1, choice = 'fold'}]\n",
-            r"losses\[1\].*only be dropped",
+            lambda text: text + "losses = [{what = 'deal.price', rows = 1, choice = 'field'}]\n",
+            'losses: deal.price cannot have choice = "field" in amoCRM v2: fold or archive or drop',
         ),
         (
-            lambda text: text + "losses = [{what = 'deal.price', rows = 1, choice = 'archive'}]\n",
-            r"losses\[1\].*'archive'",
+            lambda text: text + "losses = [{what = 'notes', rows = 1, choice = 'fold'}]\n",
+            'losses: notes cannot have choice = "fold" in amoCRM v2: archive or drop',
         ),
+        (
+            lambda text: text + "losses = [{what = 'deal.price', rows = 1, choice = 'burn'}]\n",
+            r"losses\[1\].*'burn'",
+        ),
+        (lambda text: text + "marker = 'field'\n", 'marker: amoCRM v2 cannot keep "field": tag or off'),
         (
             lambda text: (
                 text + "losses = [{what = 'note.kind', rows = 1, choice = 'fold'}, {what = 'note.params', rows = 1}]\n"
@@ -622,6 +817,11 @@ def test_the_command_writes_nothing_but_the_plan(tmp_path: Path) -> None:
             tree = json.loads(told.stdout)
             assert (tree["refused"], tree["moves"], tree["hindrances"]) == (False, dict(made.moves), [])
             assert (tree["marker"], tree["allow"], tree["quarantine"]) == ("off", ["not empty"], 1.5)
+            kept = json.loads(run("old", "new", "--choose", "contact.*=archive", "--json", env=env).stdout)
+            chosen = {loss["what"]: loss["choice"] for loss in kept["losses"]}
+            assert (chosen["contact.position"], chosen["notes"]) == ("archive", "drop")
+            for wrong, why in (("contact.position=burn", "a choice is"), ("notes=fold", "cannot have choice 'fold'")):
+                assert why in run("old", "new", "--choose", wrong, env=env).stderr
             refused = run("old", "new", "--unmatched", "refuse", env=env)
             assert refused.exit_code == 1
             assert refused.stdout.count('unmatched = "refuse": nothing is to be moved so') == 1

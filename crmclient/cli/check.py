@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.box import SIMPLE
@@ -63,7 +63,7 @@ def run_check(
 
     def each(finding: Finding) -> None:
         if show == "all" or (show is not None and finding.sign is not Sign.SAME):
-            click.echo(json_line(to_tree(finding)) if as_json else in_words(finding))
+            click.echo(json_line(_tree(finding)) if as_json else in_words(finding))
 
     try:
         plan = None if file is None else read_plan(file)
@@ -107,6 +107,10 @@ def read_plan(file: Path) -> Plan:
     return from_toml(text, str(file))
 
 
+def _tree(finding: Finding) -> dict[str, Any]:
+    return {name: part for name, part in to_tree(finding).items() if name not in ("marked", "there")}
+
+
 def in_words(finding: Finding) -> str:
     """A row on a line: its sign, its ids, what it is called, and what differs."""
     ids = " → ".join("?" if id is None else str(id) for id in (finding.source, finding.target))
@@ -132,6 +136,8 @@ def _show(verdict: Verdict) -> None:
         ("no place", verdict.no_place),
         ("dropped", verdict.dropped),
         ("folded", verdict.folded),
+        ("in fields", verdict.in_fields),
+        ("archived", verdict.archived),
         ("dated anew", verdict.restamped),
     ):
         if counts:

@@ -200,7 +200,7 @@ class _Work:
 
     def close(self) -> int:
         """Say what came of it; the exit code."""
-        counts = self.last.counts if self.last is not None else {}
+        counts: Mapping[str, Mapping[State, int]] = self.last.counts if self.last is not None else {}
         refused, doubt = (sum(each.get(s, 0) for each in counts.values()) for s in (State.REJECTED, State.DOUBT))
         ended = self.migration is not None and self.migration.ended
         verdict = self.migration.verdict if ended and self.migration is not None else None

@@ -20,6 +20,7 @@ from crmclient.cli.terminal import ask, fail, harmless, json_line, say
 from crmclient.client import Client
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
+from crmclient.migration.losses import CHOICES
 from crmclient.migration.matching import KINDS
 from crmclient.migration.plan import ALLOWABLE, MARKERS, Cost, Plan, Side, Told, plan, to_toml
 from crmclient.profiles import connected, credentials, find, stored_token
@@ -61,6 +62,12 @@ _SHOWN: Final = 12
     metavar="SECONDS",
     help="How long a create whose answer was lost may still land. Else what is known of TARGET.",
 )
+@click.option(
+    "--choose",
+    multiple=True,
+    metavar="WHAT=CHOICE",
+    help="What is done with what is lost: deal.price=fold, 'contact.*=archive'; field, fold, archive or drop.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The plan as one JSON object on stdout, and nothing else.")
 def run_plan(
     source: str,
@@ -71,6 +78,7 @@ def run_plan(
     marker: str | None,
     allow: tuple[str, ...],
     quarantine: float | None,
+    choose: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say what moving SOURCE into TARGET would do: rows, users, stages, fields, what is lost, how long it takes.
@@ -88,6 +96,7 @@ def run_plan(
     people = {} if users is None else _people(users)
     reading, looked_at = both(source, target)
     ways: dict[str, Any] = {"unmatched": unmatched, "marker": marker, "allow": allow, "quarantine": quarantine}
+    ways["choose"] = dict(_choice(each) for each in choose)
     with counting(as_json) as told:
         made = asyncio.run(_planned(reading, looked_at, told, people=people, **ways))
     if out is not None:
@@ -122,6 +131,13 @@ def _people(file: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError, csv.Error) as wrong:
         raise fail(f"{file} cannot be read: {getattr(wrong, 'strerror', None) or wrong}") from None
     return found
+
+
+def _choice(said: str) -> tuple[str, str]:
+    what, _, to = said.rpartition("=")
+    if not what or to not in CHOICES:
+        raise fail(f"--choose is WHAT=CHOICE, and a choice is {', '.join(CHOICES)}: not {said}")
+    return what, to
 
 
 def _write(out: Path, made: Plan) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from crmclient.dialect import Dialect, Listing, Rate, Verb, Writing
 from crmclient.entities import Kind, Ref
+from crmclient.flows import batch_of
 from crmclient.migration.matching import MOVED, kind_of
 from crmclient.paging import Offset, PageNumber
 
@@ -64,6 +65,11 @@ def batch(spoken: Dialect, kind: str) -> int:
     return route.batch if isinstance(route, Writing) else 1
 
 
+def advised(spoken: Dialect, kind: str) -> int:
+    """How many rows of a kind a request makes as the vendor advises, where it does: with more it may time out."""
+    return batch_of(spoken, MOVED[kind])
+
+
 def writes(
     source: Dialect,
     target: Dialect,
@@ -73,13 +79,14 @@ def writes(
     apart: Sequence[int] = (),
     completed: int = 0,
     ties: int = 0,
+    size: int | None = None,
 ) -> int:
-    """The fewest requests that make so many rows.
+    """The fewest requests that make so many rows, ``size`` of them each: else as many as one can hold.
 
     ``apart`` are their numbers by what they hang on, for where a request holds rows of one such kind only; ``completed``
     are finished by a request each, and ``ties`` of contacts to companies are made once both are there.
     """
-    route, size = target.route(MOVED[kind], Verb.CREATE), batch(target, kind)
+    route, size = target.route(MOVED[kind], Verb.CREATE), size or batch(target, kind)
     grouped = isinstance(route, Writing) and route.group_by is not None and apart
     total = sum(batches(number, size) for number in (apart if grouped else [rows])) + completed
     if kind == "contacts" and isinstance(route, Writing) and route.then is not None:

@@ -50,7 +50,7 @@ from crmclient.migration.matching import (
 from crmclient.migration.plan import Plan, Told, silent, to_toml, vocabulary
 from crmclient.migration.reconcile import Prints, completed, newest, seek
 from crmclient.migration.translation import FieldThere, Translated, Translation, Words, folded, marked, same
-from crmclient.migration.verify import Finding, Sign, Verdict, check
+from crmclient.migration.verify import Finding, Sign, Verdict, check, compared, content, own
 from crmclient.serial import cursor_from_tree, cursor_to_tree
 from crmclient.vocabulary import Field
 
@@ -298,10 +298,7 @@ class Migration:
                 if resource is not None and "fields" in resource.survivors(Verb.CREATE) & resource.survivors(Verb.LIST):
                     wanted = Field(entity=entity.KIND, name=MARKER, code=MARKER, type=FieldType.TEXT)
                     self._marks[entity.KIND] = await self._field("marker", str(entity.KIND), wanted)
-        made = {
-            what: await self._field("field", what, wanted)
-            for what, wanted in getattr(self.plan, "fields_to_make", tuple)()
-        }
+        made = {what: await self._field("field", what, wanted) for what, wanted in self.plan.fields_to_make()}
         words = self._translate.words
         if made:
             words = evolve(words, made_fields=made)
@@ -507,10 +504,11 @@ class Migration:
             words = "company" in self.target.dialect.resource(Contact).survivors(Verb.CREATE)
             state = State.FOLDED if kind == "companies" and words else State.SKIPPED
             why = "it stays as words on its contacts" if state is State.FOLDED else "no such rows there"
-            yield Fresh(kind=kind, source=source, row=row, state=state, name=named, error=why)
+            kept = self._translate.kept_whole(kind, row)
+            yield Fresh(kind=kind, source=source, row=row, state=state, name=named, error=why, kept=kept)
             return
         yield Fresh(kind=kind, source=source, row=row, above=above, name=named)
-        for note in getattr(self._translate, "besides", lambda row: ())(row):
+        for note in self._translate.besides(row):
             yield Fresh(kind="notes", source=note.id or 0, row=note)
 
     def _note(self, fresh: Sequence[Fresh], *, cursor: str | None = None, ended: bool = False, part: int = 0) -> None:
@@ -591,7 +589,7 @@ class Migration:
                 self._become(kind, settled)
                 return group, []
         self._become(kind, settled)
-        best = max(groups.values(), key=len, default=[])
+        best: list[_Ready] = max(groups.values(), key=len, default=list[_Ready]())
         last = front.whole and MOVED[kind] not in self._coming and not blocked
         return (best, []) if last and best and not self._more(kind) else ([], best)
 
@@ -647,7 +645,7 @@ class Migration:
                 without.append(f"{at} {id}")
         there = self._translate(row)
         if there.left_out is not None:
-            return Settled(state=State.SKIPPED, error=there.left_out)
+            return Settled(state=State.SKIPPED, error=there.left_out, kept=there.archived)
         if "owner" in there.lacks and not self._me_told.is_set():
             self._ask_me()
             return None
@@ -712,7 +710,6 @@ class Migration:
         became, again, certain = self._told(kind, rows, receipts)
         unknown = len(rows) - len(became)
         self.ledger.settle(batch, became, _outcome(became) if not unknown else None, certain=certain)
-        self._keep(kind, [rows[source] for source in became])
         for source, told in became.items():
             self._moved(kind, State.INTENT, told.state, 1)
             self._release(kind, [rows[source].print])
@@ -738,9 +735,7 @@ class Migration:
                     certain = True
                     continue
                 told = [*map(str, receipt.issues), *filter(None, [rows[source].without])]
-                more = flows.finishes(self.target.dialect, MOVED[kind]) or rows[source].there.later
-                state = State.MADE if more else State.DONE
-                became[source] = Settled(state=state, target=receipt.id, error="; ".join(told) or None)
+                became[source] = evolve(self._made(kind, rows[source], receipt.id), error="; ".join(told) or None)
             elif isinstance(receipt, Refused):
                 if folded(rows[source].sent) is not None and self.ledger.mapped(f"text {kind}", source) is None:
                     # A call may lack what makes it one there; what it says goes as a text.
@@ -779,16 +774,6 @@ class Migration:
             self._fronts[kind].rows.pop(source, None)
             self._moved(kind, State.PENDING, told.state, 1)
         self._wake()
-
-    def _keep(self, kind: str, rows: Iterable[_Ready]) -> None:
-        """What the plan says to keep of rows that the target cannot carry whole."""
-        kept = {
-            each.source: getattr(each.there, "archived", {}) for each in rows if getattr(each.there, "archived", {})
-        }
-        if kept:
-            with self.ledger.commit(f"keep {kind}"):
-                for source, values in kept.items():
-                    self.ledger.keep(kind, source, values)
 
     def _release(self, kind: str, prints: Iterable[Hashable]) -> None:
         counts = self._open[kind]
@@ -955,17 +940,13 @@ class Migration:
         while rows:
             found, blind = await self._seen(batch, rows)
             over = self.clock.monotonic() >= until
-            became = {
-                source: Settled(state=self._state_of(kind, rows[source]), target=target)
-                for source, target in found.items()
-            }
+            became = {source: self._made(kind, rows[source], target) for source, target in found.items()}
             found_any = found_any or bool(found)
             if over and len(found) < len(rows):
                 became |= self._given_up(batch, [source for source in rows if source not in found], found_any, blind)
             done = len(became) == len(rows)
             if became:
                 self.ledger.settle(batch, became, _outcome(became) if done else None)
-                self._keep(kind, [rows[source] for source in became])
             for source, told in became.items():
                 self._moved(kind, State.INTENT, told.state, 1)
                 self._release(kind, [rows[source].print])
@@ -997,8 +978,15 @@ class Migration:
         # While it was looked, others may have become somebody's.
         return prints.matched(sent, [row for row in whole if not owned(row.id)]), seen.blind
 
-    def _state_of(self, kind: str, row: _Ready) -> State:
-        return State.MADE if flows.finishes(self.target.dialect, MOVED[kind]) or row.there.later else State.DONE
+    def _made(self, kind: str, row: _Ready, target: Id) -> Settled:
+        more = flows.finishes(self.target.dialect, MOVED[kind]) or row.there.later
+        state = State.MADE if more else State.DONE
+        return Settled(state=state, target=target, wrote=self._says(kind, row.there), kept=row.there.archived)
+
+    def _says(self, kind: str, there: Translated) -> str:
+        """What tells later whether anybody but us has changed the row in the target."""
+        spoken = self.target.dialect
+        return own(spoken, kind, content(spoken, there.whole, compared(spoken, kind)))
 
     def _given_up(self, batch: Batch, lost: Sequence[Id], found_any: bool, blind: bool) -> dict[Id, Settled]:
         """Rows that are not there and will not be: to be sent again, unless there is reason to think that they are."""
@@ -1089,30 +1077,40 @@ class Migration:
             self._altered[item.kind, item.source] = row
 
     async def _update(self, differing: Sequence[Finding]) -> None:
-        """What was changed in the source since it was moved is changed in the target, as far as that can be."""
+        """What was changed in the source since it was moved is changed in the target, unless somebody changed it there."""
         for finding in differing:
             if self._stopping or finding.source is None or finding.target is None:
                 return
-            entity, row = MOVED[finding.kind], self._altered[finding.kind, finding.source]
-            can = self.target.dialect.resource(entity).survivors(Verb.UPDATE)
-            there, item = self._translate(row), self.ledger.item(finding.kind, finding.source)
-            if item is not None and item.error == ADOPTED:
-                # What people have changed there since nobody knows; what a move was killed before, it may still do.
-                can &= _FOLLOWING
-            names = [name for name in finding.fields if name in can]
-            if self.target.can(entity, Verb.UPDATE) and names:
-                made: Any = entity
-                whole = there.whole
-                held = {name: getattr(whole, name) for name in names}
-                change = made(id=finding.target, **held, **_home(whole))
-                empty = [name for name in names if held[name] in (None, (), False)]
-                try:
-                    await self.target.of(entity).update(change, clear=empty)
-                except (UsageError, Rejected, NotFound) as error:
-                    self._tell(
-                        said=f"{finding.kind} {finding.source} was changed, and its change cannot be moved: {error}"
-                    )
-            self.ledger.changed(finding.kind, finding.source, digest(row))
+            row, item = self._altered[finding.kind, finding.source], self.ledger.item(finding.kind, finding.source)
+            there = self._translate(row)
+            adopted = item is None or item.error == ADOPTED
+            if not adopted and item is not None and item.wrote != finding.there:
+                error, wrote = "it was changed on both sides since: the target keeps its own", None
+            else:
+                # Of what was adopted nobody knows who changed it; what a move was killed before, it may still do.
+                names = [name for name in finding.fields if not adopted or name in _FOLLOWING]
+                error = await self._change(finding.kind, finding.target, there.whole, names)
+                wrote = self._says(finding.kind, there) if error is None else None
+            self.ledger.changed(finding.kind, finding.source, digest(row), wrote=wrote, error=error)
+            if error is not None:
+                self._tell(said=f"{finding.kind} {finding.source} was changed in the source: {error}")
+
+    async def _change(self, kind: str, target: Id, whole: Any, names: Sequence[str]) -> str | None:
+        """Tell the target what these fields say by now; why it cannot be, if it cannot."""
+        entity: Any = MOVED[kind]
+        survivors = self.target.dialect.resource(entity).survivors(Verb.UPDATE)
+        stuck = [name for name in names if name not in survivors]
+        sent = [name for name in names if name in survivors]
+        if sent and self.target.can(entity, Verb.UPDATE):
+            home = {"target": whole.target} if getattr(whole, "target", None) is not None else {}
+            change = entity(id=target, **home | {name: getattr(whole, name) for name in sent})
+            try:
+                await self.target.of(entity).update(
+                    change, clear=[name for name in sent if is_empty(getattr(whole, name))]
+                )
+            except (UsageError, Rejected, NotFound) as wrong:
+                return f"its change cannot be moved: {wrong}"
+        return f"{self.target.dialect.title} cannot change its {', '.join(stuck)}" if stuck else None
 
 
 def _run_of(plan: Plan, clock: Clock) -> Run:
@@ -1148,12 +1146,9 @@ async def adopt(
     found, waiting = Counter[str](), list[tuple[str, Id, Id]]()
 
     def each(finding: Finding) -> None:
-        alike = finding.sign is Sign.SAME or (finding.sign is Sign.DIFFERS and {*finding.fields} <= _FOLLOWING)
-        if (
-            finding.source is None
-            or finding.target is None
-            or not (alike or (finding.kind, finding.source) in marked_so)
-        ):
+        # What a killed move had not finished yet differs in nothing else; what is marked is ours whatever it says.
+        known = finding.sign is Sign.SAME or finding.marked or {*finding.fields} <= _FOLLOWING
+        if finding.source is None or finding.target is None or not known:
             return
         waiting.append((finding.kind, finding.source, finding.target))
         if len(waiting) == 500:
@@ -1164,7 +1159,6 @@ async def adopt(
         ledger.adopt(waiting)
         waiting.clear()
 
-    marked_so: set[tuple[str, Id]] = set()
     await check(source, target, plan, each=each, told=told, clock=clock)
     keep()
     return dict(found)
@@ -1190,11 +1184,6 @@ class _Pairs(Mapping[str, Iterable[tuple[Id, Id]]]):
 
     def __len__(self) -> int:
         return len(KINDS)
-
-
-def _home(row: Any) -> dict[str, Any]:
-    """Where a row lives, which an update of it may have to name."""
-    return {"target": row.target} if getattr(row, "target", None) is not None else {}
 
 
 def _hangs_on(row: Any) -> Iterable[tuple[str, Id, bool]]:

@@ -30,7 +30,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, cast
 
-from attrs import fields_dict, frozen, has
+from attrs import field, fields_dict, frozen, has
 
 from crmclient import entities
 from crmclient.entities import Id, Kind, Link, Ref
@@ -74,7 +74,7 @@ SETTLED: Final = frozenset({State.DONE, State.REJECTED, State.SKIPPED, State.FOL
 _SCHEMA: Final = """
 CREATE TABLE run (id TEXT PRIMARY KEY, source TEXT, target TEXT, plan TEXT, plan_hash TEXT, caps_hash TEXT,
                   started_at TEXT, ended_at TEXT, state TEXT, verdict TEXT);
-CREATE TABLE item (kind TEXT, src, state TEXT, tgt, batch INTEGER, digest BLOB, attempts INTEGER DEFAULT 0,
+CREATE TABLE item (kind TEXT, src, state TEXT, tgt, batch INTEGER, digest BLOB, wrote TEXT, attempts INTEGER DEFAULT 0,
                    above, name TEXT, error TEXT, PRIMARY KEY (kind, src)) WITHOUT ROWID;
 CREATE UNIQUE INDEX one_target ON item (kind, tgt) WHERE tgt IS NOT NULL;
 CREATE INDEX unsettled ON item (state, batch) WHERE state IN ('intent', 'made');
@@ -115,6 +115,7 @@ class Item:
     target: Id | None = None
     batch: int | None = None
     digest: bytes | None = None
+    wrote: str | None = None
     attempts: int = 0
     above: Id | None = None
     name: str | None = None
@@ -132,6 +133,7 @@ class Fresh:
     above: Id | None = None
     name: str | None = None
     error: str | None = None
+    kept: Mapping[str, Any] = field(factory=dict[str, Any])
 
 
 @frozen(kw_only=True)
@@ -157,6 +159,10 @@ class Settled:
     state: State
     target: Id | None = None
     error: str | None = None
+    wrote: str | None = None
+    """A digest of what the target was told (``verify.own``)."""
+    kept: Mapping[str, Any] = field(factory=dict[str, Any])
+    """What of it the target cannot carry and the plan says to keep, as JSON by what it is."""
 
 
 class Ledger:
@@ -317,6 +323,7 @@ class Ledger:
             known = "UPDATE item SET digest = ?, above = ?, name = ? WHERE kind = ? AND src = ? AND digest IS NULL"
             self.db.execute(known, (hashed, fresh.above, name, fresh.kind, fresh.source))
             return False
+        self._keep(fresh.kind, fresh.source, fresh.kept)
         if fresh.state is State.PENDING:
             self.db.execute(
                 "INSERT INTO row (kind, src, tree) VALUES (?, ?, ?)", (fresh.kind, fresh.source, as_text(fresh.row))
@@ -373,17 +380,21 @@ class Ledger:
     def _became(self, kind: str, source: Id, told: Settled, batch: int | None) -> None:
         self.db.execute(
             # What was said of a row as it was made is still true once it is finished.
-            "UPDATE item SET state = ?, tgt = coalesce(?, tgt), batch = coalesce(?, batch), "
+            "UPDATE item SET state = ?, tgt = coalesce(?, tgt), batch = coalesce(?, batch), wrote = coalesce(?, wrote), "
             "error = coalesce(?, CASE WHEN state = 'made' THEN error END) WHERE kind = ? AND src = ?",
-            (told.state, told.target, batch, _sayable(told.error), kind, source),
+            (told.state, told.target, batch, told.wrote, _sayable(told.error), kind, source),
         )
+        self._keep(kind, source, told.kept)
         if told.state in SETTLED:
             self.db.execute("DELETE FROM row WHERE kind = ? AND src = ?", (kind, source))
 
-    def changed(self, kind: str, source: Id, found: bytes) -> None:
-        """A row of the source says something else by now, and the target has been told."""
+    def changed(
+        self, kind: str, source: Id, found: bytes, *, wrote: str | None = None, error: str | None = None
+    ) -> None:
+        """A row of the source says something else by now; ``wrote``: the target has been told."""
         with self.commit(f"changed {kind}"):
-            self.db.execute("UPDATE item SET digest = ? WHERE kind = ? AND src = ?", (found, kind, source))
+            sql = "UPDATE item SET digest = ?, wrote = coalesce(?, wrote), error = ? WHERE kind = ? AND src = ?"
+            self.db.execute(sql, (found, wrote, _sayable(error), kind, source))
 
     def adopt(self, pairs: Iterable[tuple[str, Id, Id]]) -> int:
         """Rows that are in the target already, as their marks or what they say has told: kind and both ids. How many."""
@@ -391,11 +402,14 @@ class Ledger:
         with self.commit("adopt"):
             return sum(self.db.execute(sql, pair).rowcount for pair in pairs)
 
-    def keep(self, kind: str, source: Id, values: Mapping[str, Any]) -> None:
-        """Values that the target cannot carry. Within ``commit``."""
+    def _keep(self, kind: str, source: Id, values: Mapping[str, Any]) -> None:
         self.db.executemany(
             "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)",
-            [(kind, source, what, json.dumps(value, ensure_ascii=False)) for what, value in values.items()],
+            # Half of a letter is escaped, as JSON has it.
+            [
+                (kind, source, what, _HALF.sub(_escaped, json.dumps(value, ensure_ascii=False)))
+                for what, value in values.items()
+            ],
         )
 
     def learn(self, kind: str, source: Id, target: Id | None, how: str) -> None:
@@ -508,11 +522,11 @@ class Ledger:
 
 
 _RUN: Final = tuple(fields_dict(Run))
-_ITEMS: Final = "SELECT kind, src, state, tgt, batch, digest, attempts, above, name, error FROM item"
+_ITEMS: Final = "SELECT kind, src, state, tgt, batch, digest, wrote, attempts, above, name, error FROM item"
 
 
 def _item(found: tuple[Any, ...]) -> Item:
-    kind, source, state, target, batch, hashed, attempts, above, name, error = found
+    kind, source, state, target, batch, hashed, wrote, attempts, above, name, error = found
     return Item(
         kind=kind,
         source=source,
@@ -520,6 +534,7 @@ def _item(found: tuple[Any, ...]) -> Item:
         target=target,
         batch=batch,
         digest=hashed,
+        wrote=wrote,
         attempts=attempts,
         above=above,
         name=name,
@@ -559,7 +574,11 @@ _ASIDE: Final = frozenset({"raw", "written"})
 def as_text(row: Any) -> str:
     """A row of the source, exactly, as JSON; what the server said of it is left out."""
     text = json.dumps(_tree(row), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    return _HALF.sub(_escaped, text)
+
+
+def _escaped(half: re.Match[str]) -> str:
+    return f"\\u{ord(half[0]):04x}"
 
 
 def _sayable(text: str | None) -> str | None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Dialect, Listing, Verb, Writing, mapping
 from crmclient.entities import Company, Contact, FieldType, FieldValue, Id, Kind, Ref
 from crmclient.errors import AuthFailed, Invalid, Misconfigured, UnknownDialect, Unreadable
-from crmclient.migration.costs import batch, minutes, reads, under, writes
+from crmclient.migration.costs import advised, minutes, reads, under, writes
 from crmclient.migration.losses import CHOICES, MAKEABLE, OF_ITS_KIND, What, choices, stage_named
 from crmclient.migration.matching import (
     KINDS,
@@ -254,7 +255,9 @@ class Plan:
 
     def __attrs_post_init__(self) -> None:
         if len({loss.choice for loss in self.losses if loss.what in OF_ITS_KIND}) > 1:
-            raise ValueError("what notes of a vendor's own kind say is folded, archived or dropped, all of it: choose one")
+            raise ValueError(
+                "what notes of a vendor's own kind say is folded, archived or dropped, all of it: choose one"
+            )
 
     @property
     def strangers(self) -> tuple[UserMatch, ...]:
@@ -307,7 +310,9 @@ class Plan:
             types = {FieldType.TEXT if each.found or each.type not in MAKEABLE else each.type for each in like}
             made = Field(entity=what.kind, name=what.label)
             if len(types) == 1:
-                options = tuple(Option(value=value) for value in dict.fromkeys(name for each in like for name in each.options))
+                options = tuple(
+                    Option(value=value) for value in dict.fromkeys(name for each in like for name in each.options)
+                )
                 type = types.pop()
                 made = evolve(made, type=type, options=options if type in CHOSEN else ())
             found.append((loss.what, made))
@@ -318,13 +323,15 @@ class Plan:
         known = {(each.entity, word(each.name), each.type): each for each in reversed([*there])}
         found = {what: known.get((each.entity, word(each.name), each.type)) for what, each in self.fields_to_make()}
         return {
-            what: FieldThere(each.id, each.code, each.name, each.type) for what, each in found.items() if each is not None
+            what: FieldThere(each.id, each.code, each.name, each.type)
+            for what, each in found.items()
+            if each is not None
         }
 
     def impossible(self, target: Dialect) -> list[str]:
         """What it asks and the target cannot do: nothing, if all can be done."""
         found = [
-            f"losses: {loss.what} cannot have choice = \"{loss.choice}\" in {target.title}: "
+            f'losses: {loss.what} cannot have choice = "{loss.choice}" in {target.title}: '
             + " or ".join(choices(target, loss.what))
             for loss in self.losses
             if loss.choice not in choices(target, loss.what)
@@ -765,14 +772,20 @@ async def plan(
     marker: str | None = None,
     allow: Iterable[str] = (),
     quarantine: float | None = None,
+    choose: Mapping[str, str] | None = None,
     told: Told = silent,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Plan:
     """Read the source whole, in one walk in which nothing is asked twice, and look at the target.
 
+    ``choose`` says what is done with what is lost, as ``{"deal.price": "fold", "contact.*": "archive"}``: a pattern means
+    what it fits and what the target allows, and the last that fits counts. What it does not name is dropped, but for what
+    notes of a vendor's own kind say: that is folded.
+
     Memory stays the same however many rows there are. Nothing is written on either side. Raises what reading raises, and
-    Misconfigured for what ``draft`` does.
+    Misconfigured for what ``draft`` does and for choices that the target does not allow.
     """
+    rules = _rules(choose or {}, target.dialect)
     drawn = await draft(
         source,
         target,
@@ -787,7 +800,7 @@ async def plan(
     drawn = evolve(drawn, target=evolve(drawn.target, rows=rows, at_least=more))
     warned = [*drawn.warnings, *await _listeners(target)]
     with Seen() as seen:
-        reading = _Reading(source.dialect, target.dialect, drawn, seen)
+        reading = _Reading(source.dialect, target.dialect, drawn, seen, rules)
         kinds = [kind for kind, entity in MOVED.items() if source.can(entity, Verb.LIST)]
         reading.read.update(dict.fromkeys(kinds, 0))
         before = source.spent
@@ -798,6 +811,25 @@ async def plan(
                 told("source", kind_of(row), number)
         spent = source.spent.requests - before.requests - (source.spent.aside - before.aside)
         return reading.plan(spent, warned)
+
+
+def _rules(choose: Mapping[str, str], target: Dialect) -> list[tuple[str, str]]:
+    for what, to in choose.items():
+        allowed = CHOICES if set(what) & set("*?[") else choices(target, what)
+        if to not in allowed:
+            raise Misconfigured(f"{what} cannot have choice {to!r} in {target.title}: {' or '.join(allowed)}")
+    return list(choose.items())
+
+
+def _ruled(words: Words, rules: Sequence[tuple[str, str]]) -> Words:
+    """Words by which losses are chosen by rules; what notes of a vendor's own kind say is chosen all together."""
+    own = [
+        to
+        for pattern, to in rules
+        if any(pattern == each or fnmatchcase(each, pattern) for each in OF_ITS_KIND) and to != "field"
+    ]
+    together = dict.fromkeys(OF_ITS_KIND, own[-1]) if own and own[-1] != "fold" else {}
+    return evolve(words, rules=rules, fold=not together, choices={**words.choices, **together})
 
 
 async def _counted(crm: Client) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -844,6 +876,7 @@ class _Reading:
     target: Dialect
     drawn: Plan
     seen: Seen
+    rules: Sequence[tuple[str, str]] = ()
     read: Counter[str] = field(factory=Counter[str])
     unreadable: Counter[str] = field(factory=Counter[str])
     under: Counter[str] = field(factory=Counter[str])
@@ -862,7 +895,7 @@ class _Reading:
     translate: Translation = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.translate = Translation(self.source, self.target, self.drawn.words(), self.seen)
+        self.translate = Translation(self.source, self.target, _ruled(self.drawn.words(), self.rules), self.seen)
 
     def bad(self, entity: type[Any], wrong: Unreadable) -> None:
         self.unreadable[kind_of(entity)] += 1
@@ -876,13 +909,19 @@ class _Reading:
             self.seen.add(kind, row.id, getattr(row, "name", None) or "", made=False)
             words = kind == "companies" and "company" in self.target.resource(Contact).survivors(Verb.CREATE)
             why = "no such rows there" + (": they stay as words on their contacts" if words else "")
-            self.losses[kind, why, "drop"] += 1
+            self.losses[kind, why, self.translate.choice(kind)] += 1
             return
         if kind == "contacts":
             self._company_of(row)
+        self._translated(kind, row)
+        for note in self.translate.besides(row):
+            self._translated("notes", note)
+
+    def _translated(self, kind: str, row: Any) -> None:
         there = self.translate(row)
         if there.left_out is not None:
-            self.losses[f"{row.KIND} that {there.left_out}", "no place for it there", "drop"] += 1
+            what = f"{row.KIND} that {there.left_out}"
+            self.losses[what, "no place for it there", self.translate.choice(what)] += 1
             return
         self.seen.add(kind, row.id, getattr(row, "name", None) or "", getattr(there.row, "company", None))
         self.moves[kind] += 1
@@ -924,6 +963,9 @@ class _Reading:
 
     def plan(self, spent: int, warned: list[str]) -> Plan:
         drawn, losses = self.drawn, self.losses
+        if not self.translate.words.fold and not OF_ITS_KIND & {what for what, _, _ in losses}:
+            # Where nothing but such notes is left out for it, it is a decision all the same.
+            losses["note.params", "not said in its text", self.translate.choice("note.params")] += 0
         return evolve(
             drawn,
             source=evolve(drawn.source, rows=dict(self.read), unreadable=dict(self.unreadable)),
@@ -982,6 +1024,7 @@ class _Reading:
                 apart=[number for name, number in self.moves_under.items() if name.startswith(f"{kind} of ")],
                 completed=self.completed if kind == "tasks" else 0,
                 ties=self.ties,
+                size=advised(self.target, kind),
             )
             for kind in KINDS
             if moves[kind]
@@ -989,7 +1032,7 @@ class _Reading:
         seen = [kind for kind in moves if moves[kind] and self.target.can(MOVED[kind], Verb.LIST)]
         total = Counter(there) + moves + self.moves_under
         requests["read back"] = reads(self.target, seen, total) if seen else 0
-        return self._cost(self.target, requests, {kind: batch(self.target, kind) for kind in KINDS if moves[kind]})
+        return self._cost(self.target, requests, {kind: advised(self.target, kind) for kind in KINDS if moves[kind]})
 
     def _warnings(self) -> Iterable[str]:
         drawn = self.drawn
@@ -1005,13 +1048,22 @@ class _Reading:
             yield _refusing(number)
         elif number:
             whose = self.translate.words.nobody
-            owned = "their rows get no owner" if whose is None else f"their rows go to user {whose.id} there"
+            owner = f"user {whose.id} there" if whose is not None else "whoever these credentials are of"
+            owned = f"their rows go to {owner}"
             yield f"{number} users have no like in the target: {owned}, and who made a row is not told"
         unplaced = sum(number for at, number in self.stages.items() if at not in self.translate.words.places)
         if unplaced:
             yield f"{unplaced} deals stand in stages that have no like in the target: it chooses one"
+        finding = drawn.unmatched == "me" and drawn.me is None
+        if finding and (number or any(what.endswith(".owner") for what in self.lacks)):
+            yield (
+                f"{self.target.title} does not tell whose these credentials are: a move finds it out by the first rows it "
+                "makes, and those that need an owner wait for it; or set unmatched to a user's id"
+            )
         for what, number in sorted(self.lacks.items()):
             name = what.partition(".")[2]
+            if name == "owner" and finding:
+                continue
             cure = {"owner": "set unmatched to a user's id, or ", "type": "set task_type, or "}.get(name, "")
             yield f"{number} rows lack {what}, which {self.target.title} requires: {cure}they may be refused"
 

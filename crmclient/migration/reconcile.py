@@ -129,9 +129,9 @@ class _Looking:
     def _last(self, walk: Walk[Any], first: Cursor) -> Flow[None]:
         _, _, reply = yield from self.page(walk, first)
         cursor = last = walk.last(first, reply)
-        if last is None:
+        if last is None or not isinstance(last.at, int):
             raise _OutOfOrder
-        while cursor is not None and cursor.at != first.at:
+        while cursor is not None and int(cursor.at) > int(first.at):
             ids, after, _ = yield from self.page(walk, cursor)
             numbers = [id for id in ids if isinstance(id, int)]
             if len(numbers) < len(ids) or numbers != sorted(numbers):

@@ -206,18 +206,22 @@ class Translation:
         return self._chosen(row, complete, there) if self._keeps else there
 
     def besides(self, row: Any) -> tuple[Note, ...]:
-        """The note that tells what is lost of a row and folded, to be moved like those of the source: it hangs on the row,
-        and its id is ``fold:``, the kind and the row's own. It is the same whatever became of other rows.
+        """The note that tells what is lost of a row and folded, to be moved like those of the source: it hangs on the row
+        (that of a call on what the call is of), and its id is ``fold:``, the kind and the row's own. It is the same
+        whatever became of other rows.
         """
-        folding = any(choice == "fold" for choice in (*self.words.choices.values(), *(to for _, to in self.words.rules)))
-        if not folding or isinstance(row, Task | Note) or not self.target.can(type(row), Verb.CREATE):
+        folding = any(
+            choice == "fold" for choice in (*self.words.choices.values(), *(to for _, to in self.words.rules))
+        )
+        if not folding or isinstance(row, Task) or not self.target.can(MOVED[kind_of(row)], Verb.CREATE):
             return ()
         told = evolve(self, rows=_EVERYBODY)(row).told
         if not told:
             return ()
         dated = "created_at" in self.target.resource(Note).survivors(Verb.CREATE)
         made = row.created_at if dated else None
-        return (Note(id=f"fold:{kind_of(row)}:{row.id}", text="\n".join(told), target=row.ref, created_at=made),)
+        on = row.target if isinstance(row, Note) else row.ref
+        return (Note(id=f"fold:{kind_of(row)}:{row.id}", text="\n".join(told), target=on, created_at=made),)
 
     def kept_whole(self, what: str, row: Any) -> Mapping[str, Any]:
         """What is archived of a row that has no place in the target; ``what`` is its loss: ``notes``, say."""
@@ -259,7 +263,8 @@ class Translation:
             else:
                 values += [value for _, part in lost if (value := self._in_field(made, part)) is not None]
         more: dict[str, Any] = {"fields": (*complete.fields, *values)} if values else {}
-        if told and isinstance(row, Task | Note):
+        # A call has no text to which anything could be added.
+        if told and (isinstance(row, Task) or (isinstance(row, Note) and complete.kind is NoteKind.TEXT)):
             more, told = {"text": "\n".join(filter(None, (complete.text, *told)))}, []
         kept = flows.carried(self.target, evolve(complete, **more))[0] if more else there.row
         return evolve(there, row=kept, archived=archived, told=told)

@@ -22,13 +22,15 @@ from attrs import define, evolve, field, fields_dict, frozen, has
 from crmclient.client import Client
 from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Dialect, Verb, mapping
-from crmclient.entities import Company, Contact, FieldValue, Id, Kind, Link, Ref, Tag, filled
+from crmclient.entities import Company, Contact, FieldValue, Id, Kind, Link, Note, Ref, Tag, filled
 from crmclient.errors import Misconfigured, Unreadable
+from crmclient.migration.losses import CHOICES
 from crmclient.migration.matching import KINDS, MOVED, company_key, kind_at, kind_of, mark, named_company, unmarked
-from crmclient.migration.plan import Plan, Told, draft, silent
+from crmclient.migration.plan import Plan, Told, draft, silent, vocabulary
 from crmclient.migration.seen import Seen
-from crmclient.migration.translation import MIRRORED, Translation, Words, folds
+from crmclient.migration.translation import MIRRORED, Translation, Words
 from crmclient.serial import to_tree
+from crmclient.vocabulary import Field
 
 Pairs: TypeAlias = Mapping[str, Mapping[Id, Id] | Iterable[tuple[Id, Id]]]
 """What became of the rows of a kind: the target's id by the source's. A kind that is named here is not guessed at.
@@ -50,7 +52,10 @@ class Sign(StrEnum):
 
 @frozen(kw_only=True)
 class Finding:
-    """One row: ``source`` and ``target`` are its ids there. ``fields`` differ; ``said`` is why it cannot be read."""
+    """One row: ``source`` and ``target`` are its ids there. ``fields`` differ; ``said`` is why it cannot be read.
+
+    Of a row that differs, ``marked`` says whether it bears its origin, and ``there`` is a digest of what it says (``own``).
+    """
 
     kind: str
     sign: Sign
@@ -59,15 +64,18 @@ class Finding:
     name: str | None = None
     fields: tuple[str, ...] = ()
     said: str | None = None
+    marked: bool = field(default=False, eq=False, repr=False)
+    there: str | None = field(default=None, eq=False, repr=False)
 
 
 @frozen(kw_only=True)
 class Verdict:
     """What came of it. ``kinds`` counts rows by kind and sign.
 
-    ``no_place`` are rows of the source that the target cannot have, by why. ``dropped`` and ``folded`` count the values
-    it cannot carry, as ``deal.price``. ``restamped`` is what the target dates and signs itself when a row is changed: that
-    is no difference.
+    ``no_place`` are rows of the source that the target cannot have, by why. ``dropped``, ``folded``, ``in_fields`` and
+    ``archived`` count the values it cannot carry as they are, as ``deal.price``; of rows without a place ``archived`` has
+    those that are kept whole. ``restamped`` is what the target dates and signs itself when a row is changed: that is no
+    difference.
     """
 
     source: str
@@ -77,6 +85,8 @@ class Verdict:
     dropped: Mapping[str, int]
     folded: Mapping[str, int]
     restamped: Mapping[str, int]
+    in_fields: Mapping[str, int] = field(factory=dict[str, int])
+    archived: Mapping[str, int] = field(factory=dict[str, int])
 
     def number(self, sign: Sign) -> int:
         """Of all kinds together."""
@@ -104,18 +114,27 @@ class Verdict:
             (Sign.UNREADABLE, "unreadable"),
         )
         counted = ", ".join(f"{_number(self.number(sign))} {said}" for sign, said in wrong)
-        lost = [
-            *([f"{_number(sum(self.folded.values()))} values were folded into texts"] if self.folded else []),
-            *([f"{_number(sum(self.dropped.values()))} values were dropped"] if self.dropped else []),
-            *([f"{_number(sum(self.no_place.values()))} rows have no place there"] if self.no_place else []),
-        ]
+        whole = sum(number for what, number in self.archived.items() if what in self.no_place)
+        values = {
+            "were folded into texts": sum(self.folded.values()),
+            "are in fields made for them": sum(self.in_fields.values()),
+            "are in the archive": sum(self.archived.values()) - whole,
+            "were dropped": sum(self.dropped.values()),
+        }
+        lost = [f"{_number(number)} values {said}" for said, number in values.items() if number]
+        if self.no_place:
+            kept = f" and {_number(whole)} of them are in the archive" if whole else ""
+            lost.append(f"{_number(sum(self.no_place.values()))} rows have no place there{kept}")
         told = ", ".join(lost)
         return f"{begun} {counted}." + (f" {told[0].upper()}{told[1:]}." if told else "")
 
     def as_tree(self) -> dict[str, Any]:
         """For JSON."""
         kinds = {kind: {sign.name.lower(): counts.get(sign, 0) for sign in Sign} for kind, counts in self.kinds.items()}
-        told = {name: dict(getattr(self, name)) for name in ("no_place", "dropped", "folded", "restamped")}
+        told = {
+            name: dict(getattr(self, name))
+            for name in ("no_place", "dropped", "folded", "in_fields", "archived", "restamped")
+        }
         return {
             "equal": self.equal,
             "sentence": self.sentence,
@@ -159,15 +178,15 @@ async def check(
     Without a plan, users, stages and fields are matched as a new plan would match them. ``source_row`` is given each row
     of the source as it is read, and each company that is but a word on contacts as a row. ``paired`` is told of each pair,
     by kind and both ids, that a mark or a guess has made and that ``pairs`` do not have. ``words`` are better ones than the
-    plan's. Memory stays the same however
-    many rows there are. Raises Misconfigured for a plan of other accounts.
+    plan's. Memory stays the same however many rows there are. Raises Misconfigured for a plan of other accounts.
     """
     if plan is None:
         plan = await draft(source, target, clock=clock)
-    elif others := plan.of_others(source, target):
-        raise Misconfigured("; ".join(others))
+    elif wrong := [*plan.of_others(source, target), *plan.impossible(target.dialect)]:
+        raise Misconfigured("; ".join(wrong))
+    made = plan.made_fields(await vocabulary(target, Field)) if plan.fields_to_make() else {}
     with Seen() as seen:
-        comparing = _Comparing(source, target, plan, seen, each, source_row, paired)
+        comparing = _Comparing(source, target, plan, plan.words(made), seen, each, source_row, paired)
         if words is not None:
             comparing.translate.words = words
         await _both(comparing.read_source(told), comparing.read_target(told))
@@ -215,25 +234,29 @@ class _Comparing:
     source: Client
     target: Client
     plan: Plan
+    words: Words
     seen: Seen
     each: Callable[[Finding], None]
     source_row: Callable[[Any], None]
     paired: Callable[[str, Id, Id], None]
     kinds: dict[str, Counter[Sign]] = field(factory=dict[str, Counter[Sign]])
     no_place: Counter[str] = field(factory=Counter[str])
-    lost: Counter[tuple[str, bool]] = field(factory=Counter[tuple[str, bool]])
+    lost: Counter[tuple[str, str]] = field(factory=Counter[tuple[str, str]])
     restamped: Counter[str] = field(factory=Counter[str])
     translate: Translation = field(init=False)
     read: list[str] = field(init=False)
     named: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.translate = Translation(self.source.dialect, self.target.dialect, self.plan.words(), self.seen)
+        self.translate = Translation(self.source.dialect, self.target.dialect, self.words, self.seen)
         self.read = [kind for kind, entity in MOVED.items() if self.source.can(entity, Verb.LIST)]
         self.named = "companies" not in self.read and self.target.can(Company, Verb.CREATE)
         both = (Verb.CREATE, Verb.LIST)
         there = [kind for kind in self.read if all(self.target.can(MOVED[kind], verb) for verb in both)]
-        self.kinds = {kind: Counter() for kind in (*there, *(["companies"] if self.named else []))}
+        # Notes into which something is folded are there even where the source has none.
+        folding = "fold" in self.words.choices.values() and all(self.target.can(Note, verb) for verb in both)
+        there += [*(["companies"] if self.named else []), *(["notes"] if folding else [])]
+        self.kinds = {kind: Counter() for kind in dict.fromkeys(there)}
         self.db.execute(
             "CREATE TABLE row (side, kind, id, name, content, skip, partner, PRIMARY KEY (side, kind, id)) WITHOUT ROWID"
         )
@@ -262,6 +285,9 @@ class _Comparing:
                 if self.named and isinstance(row, Contact):
                     self._company_named(row)
                 self._expect(kind, row)
+                for note in self.translate.besides(row):
+                    self.source_row(note)
+                    self._expect("notes", note)
 
     async def _walk(
         self, side: str, crm: Client, kinds: Iterable[str], told: Told
@@ -292,7 +318,7 @@ class _Comparing:
             return
         whole = there.whole
         self.seen.add(kind, row.id, getattr(row, "name", None) or "", getattr(whole, "company", None))
-        self.lost.update((what, folds(what, self.translate.words)) for what, _ in there.losses())
+        self.lost.update((what, self.translate.choice(what)) for what, _ in there.losses())
         self._put("source", kind, row.id, whole, {*there.invented, *row.unread})
 
     async def read_target(self, told: Told) -> None:
@@ -406,14 +432,17 @@ class _Comparing:
             if kind not in pairs:
                 self._guess(kind)
             self._compare(kind)
-        dropped, folded = ({name: n for (name, into), n in self.lost.items() if into is way} for way in (False, True))
+        by = {way: {what: n for (what, chosen), n in self.lost.items() if chosen == way} for way in CHOICES}
         return Verdict(
             source=_place(self.source),
             target=_place(self.target),
             kinds=self.kinds,
             no_place=dict(self.no_place),
-            dropped=dropped,
-            folded=folded,
+            dropped=by["drop"],
+            folded=by["fold"],
+            in_fields=by["field"],
+            archived=by["archive"]
+            | {what: number for what, number in self.no_place.items() if self.translate.choice(what) == "archive"},
             restamped=dict(self.restamped),
         )
 
@@ -475,8 +504,12 @@ class _Comparing:
             wrong = {name for name in asked - row.skip - there.skip if row.content.get(name) != there.content.get(name)}
             self.restamped.update(f"{MOVED[kind].KIND}.{name}" for name in wrong & STAMPS)
             fields = tuple(sorted(wrong - STAMPS))
-            sign = Sign.DIFFERS if fields else Sign.SAME
-            self._found(Finding(kind=kind, sign=sign, source=row.id, target=there.id, name=row.name, fields=fields))
+            finding = Finding(kind=kind, sign=Sign.SAME, source=row.id, target=there.id, name=row.name)
+            if fields:
+                marked = self.db.execute("SELECT 1 FROM mark WHERE kind = ? AND id = ?", (kind, there.id)).fetchone()
+                says = own(self.target.dialect, kind, there.content)
+                finding = evolve(finding, sign=Sign.DIFFERS, fields=fields, marked=marked is not None, there=says)
+            self._found(finding)
         for row in self._rows("source", kind, paired=False):
             self._found(Finding(kind=kind, sign=Sign.MISSING, source=row.id, name=row.name))
         for row in self._rows("target", kind, paired=False):
@@ -508,6 +541,12 @@ def content(target: Dialect, row: Any, names: frozenset[str] | None = None) -> d
     return {
         name: comparable(getattr(row, name), rows_there) for name in sorted(told if names is None else told & names)
     }
+
+
+def own(target: Dialect, kind: str, content: Mapping[str, Any]) -> str:
+    """A digest of what a row says and no CRM fills in by itself (``content``): ties apart, which come later."""
+    written = compared(target, kind)
+    return clue(content, [name for name in OWN if name in written]).hex()
 
 
 @cache

@@ -9,12 +9,13 @@ from array import array
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import anyio
 import anyio.lowlevel
@@ -384,6 +385,36 @@ async def serve(
                 yield running
     finally:
         listener.close()
+
+
+@contextmanager
+def served(chosen: Face, world: World, *, limits: bool = True) -> Generator[Running]:
+    """``serve`` in a thread and a loop of its own: what keeps the client busy must not make the server's clock late."""
+    ready: Future[tuple[Running, Callable[[], None]]] = Future()
+
+    async def serving() -> None:
+        leaving, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with serve(chosen, world, limits=limits) as running:
+            ready.set_result((running, lambda: cast("None", loop.call_soon_threadsafe(leaving.set))))
+            await leaving.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(serving())
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    thread = threading.Thread(target=run, name=f"sandbox {chosen.name}", daemon=True)
+    thread.start()
+    running, leave = ready.result()
+    try:
+        yield running
+    finally:
+        with suppress(RuntimeError):  # its loop has ended by itself
+            leave()
+        thread.join(timeout=10)
 
 
 def _started(face: Face, account: Account, origin: str) -> Running:

@@ -11,13 +11,15 @@ Count the points of one run, then run it again once for each of them::
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
 from attrs import define, field
 
+from crmclient.migration.ledger import Ledger
 from crmclient.tokens import Files
 
 
@@ -115,3 +117,18 @@ class CrashingTransport(httpx.AsyncBaseTransport):
         answer = await self.inner.handle_async_request(request)
         self.points(f"after request {request.url.path}")
         return answer
+
+
+class CrashingLedger(Ledger):
+    """A migration's ledger with a point before each commit and one after it. What the dead had begun is not committed."""
+
+    def __init__(self, points: CrashPoints, path: str | Path, *, durable: bool = True) -> None:
+        self.points = points
+        super().__init__(path, durable=durable)
+
+    @contextmanager
+    def commit(self, what: str) -> Generator[None]:
+        with super().commit(what):
+            yield
+            self.points(f"before {what}")
+        self.points(f"after {what}")

@@ -1,0 +1,480 @@
+"""One move between two sandboxes, taken apart at chosen points, begun again until it ends, and scored by what stands there.
+
+Everything is in this process: requests, the ledger's commits and time itself, so that a case costs milliseconds. A point is
+named by the run it is in, where it is and its number there: ``target 7`` is the seventh request that the target gets.
+
+    python tests/crash/trials.py amoxml kommo "1 target 7 kill-after" "2 commit 3 before"     one case, told at length
+"""
+
+import asyncio
+import gc
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import define, evolve, field, frozen
+
+from crmclient import Client
+from crmclient.cli.demo import client_of
+from crmclient.clock import FakeClock
+from crmclient.dialect import Verb
+from crmclient.entities import Company
+from crmclient.errors import CRMError
+from crmclient.migration.engine import Migration
+from crmclient.migration.ledger import Ledger, State
+from crmclient.migration.plan import Plan, plan
+from crmclient.pacing import SharedPacers
+from crmclient.registry import dialect
+from crmclient.sandbox.faults import Action, Fault, Faults
+from crmclient.sandbox.server import Running, Setting, face, in_process
+from crmclient.sandbox.world import World
+from crmclient.testing.crash import CrashingLedger, CrashingTransport, CrashPoints, SimulatedCrash
+
+NAMES: Final = ("amocrm", "amoxml", "electrum", "kommo")
+QUARANTINE: Final = 1.0
+# Shorter than the quarantine, or the assumption that it stands on would not hold.
+LATE: Final = 0.9
+RESTARTS: Final = 40
+# What a process takes to be started again.
+AGAIN: Final = 1.1
+
+FAULTS: Final[Mapping[str, Fault]] = {
+    "kill-before": Fault(action=Action.KILL_BEFORE),
+    "kill-after": Fault(action=Action.KILL_AFTER),
+    "kill-late": Fault(action=Action.KILL_LATE, requests=None, seconds=LATE),
+    "drop-before": Fault(action=Action.DROP_BEFORE),
+    "drop-after": Fault(action=Action.DROP_AFTER),
+    "late": Fault(action=Action.LATE, requests=None, seconds=LATE),
+    "504-after": Fault(action=Action.STATUS_AFTER, status=504),
+    "html-after": Fault(action=Action.HTML_AFTER),
+}
+ACTS: Final = tuple(FAULTS)
+# A read that is lost is read again, whatever became of it: more than this is the same case twice.
+READ_ACTS: Final = ("kill-before", "drop-after")
+
+
+@frozen(order=True)
+class Point:
+    """``where`` is ``source`` or ``target`` for a request and ``commit`` for what the ledger writes; numbered from 1."""
+
+    run: int
+    where: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.run} {self.where} {self.number}"
+
+
+Decide = Callable[[Point, str], str | None]
+"""What happens at a point, which is also told by what it does: ``POST /api/v4/leads``, ``intent deals``."""
+
+
+def nothing(point: Point, what: str) -> None:
+    return None
+
+
+def just(hits: Mapping[Point, str]) -> Decide:
+    return lambda point, what: hits.get(point)
+
+
+@define
+class Life(CrashPoints):
+    """One run of the process: it dies once, and does nothing any more."""
+
+    run: int = 1
+    decide: Decide = nothing
+    commits: int = 0
+
+    def __call__(self, point: str) -> None:
+        if self.dead:
+            raise SimulatedCrash(point)
+        side, _, what = point.partition(" ")
+        if what.startswith("request"):
+            return
+        self.commits += side == "before"
+        if self.decide(Point(self.run, "commit", self.commits), what) == side:
+            self.die_now(point)
+
+    def die_now(self, point: str) -> None:
+        self.dead = True
+        raise SimulatedCrash(point)
+
+
+# ------------------------------------------------------------------------------------------------------- two accounts
+
+_BEGAN: Final = 1_700_000_000
+
+
+def eight_rows(world: World, companies: bool) -> None:
+    """A company, two namesakes in it, their deal, two tasks on that and two notes on one of them which are alike."""
+    when: dict[str, Any] = {"created_at": _BEGAN, "updated_at": _BEGAN}
+    company = world.add("company", {"name": "Acme", **when}) if companies else None
+    people = [
+        world.add(
+            "contact",
+            {
+                **{"name": "Ann Lee", "first_name": "Ann", "last_name": "Lee", **when},
+                "phones": [{"value": f"+7900000000{number}", "label": "work"}],
+                "company": "Acme",
+                "company_id": company,
+            },
+        )
+        for number in (1, 2)
+    ]
+    stage = world.select("stage", where={"name": "Переговоры"})[0]
+    deal = world.add(
+        "deal",
+        {
+            **{"name": "Delivery", "price": 1500, "company_id": company, **when},
+            **{"pipeline_id": stage["pipeline_id"], "stage_id": stage["id"]},
+            "contacts": [{"id": people[0], "main": True}, {"id": people[1], "main": False}],
+        },
+    )
+    on_deal, on_contact = ({"target_kind": kind, "target_id": id} for kind, id in (("deal", deal), ("contact", people[0])))
+    for done in (True, False):
+        task = {"text": "Call back", "due": _BEGAN + 86_400, "done": done, "result": "Agreed" if done else None}
+        world.add("task", {**task, **on_deal, **when})
+    for _ in range(2):
+        world.add("note", {"text": "ok", **on_contact, **when})
+
+
+@define
+class Stage:
+    """Two accounts as they are before anything has happened, and the plan between them; what a faultless move leaves."""
+
+    origin: str
+    goal: str
+    full: World
+    empty: World
+    plan: Plan
+    switches: Mapping[str, Setting]
+    expected: "Seen" = field(init=False)
+    points: dict[str, list[str]] = field(factory=dict[str, list[str]])
+    """What the faultless move does, by where."""
+
+
+_stages: dict[Any, Stage] = {}
+
+
+async def stage_of(
+    origin: str,
+    goal: str,
+    furnish: Callable[[World, bool], None] = eight_rows,
+    *,
+    sparse: int | None = None,
+    **switches: Setting,
+) -> Stage:
+    """Made once: a plan costs as much as a move."""
+    key = (origin, goal, furnish, sparse, *sorted(switches.items()))
+    if key in _stages:
+        return _stages[key]
+    clock = FakeClock()
+    full, empty = World(clock=clock), World(clock=clock, sparse=sparse)
+    furnish(full, dialect(origin).can(Company, Verb.LIST))
+    source, target = in_process(face(origin), full), in_process(face(goal), empty)
+    async with _client(origin, source, clock) as reading, _client(goal, target, clock) as writing:
+        made = evolve(await plan(reading, writing), quarantine=QUARANTINE)
+    known = {name: value for name, value in switches.items() if name in face(goal).switches}
+    stage = Stage(origin, goal, full, empty, made, known)
+    seen: dict[str, list[str]] = {"source": [], "target": [], "commit": []}
+
+    def look(point: Point, what: str) -> None:
+        # A commit is asked about on both of its sides.
+        if point.number > len(seen[point.where]):
+            seen[point.where].append(what)
+
+    stage.expected = Seen({}, Counter(), Counter(), 0)
+    score = await trial(stage, look)
+    stage.expected, stage.points = score.seen, seen
+    score = evolve(score, stage=stage)
+    assert not score.wrong, f"{origin} to {goal} without any fault: {score.wrong}"
+    assert score.seen.late_parents == 0
+    _stages[key] = stage
+    return stage
+
+
+def _client(name: str, running: Running, clock: FakeClock, life: Life | None = None, *, limits: bool = True) -> Client:
+    transport = running.transport()
+    if life is not None:
+        transport = CrashingTransport(life, transport)
+    # A process that is started anew knows nothing of the pace of the one before.
+    return client_of(dialect(name), running, transport=transport, clock=clock, pacer=SharedPacers(), rate=() if not limits else None)
+
+
+# ---------------------------------------------------------------------------------------------------------- the trial
+
+
+async def trial(
+    stage: Stage,
+    decide: Decide = nothing,
+    *,
+    lanes: int = 8,
+    limits: bool = False,
+    foreign: bool = False,
+    seconds: Callable[[], float] = lambda: LATE,
+    settings: Mapping[str, Any] | None = None,
+    told: Callable[[str], None] = lambda line: None,
+) -> "Score":
+    """Move until it ends, whatever is decided on the way, and look at what stands in the target then."""
+    clock, path = FakeClock(), Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    now = Life()
+    raised: list[str] = []
+    violations: list[str] = []
+
+    def deciding(where: str, faults: Faults) -> Callable[[str, str, int], Fault | None]:
+        def decided(method: str, what: str, number: int) -> Fault | None:
+            counted[where] += 1
+            act = decide(Point(now.run, where, counted[where]), f"{method} {what}")
+            if act is None:
+                return None
+            told(f"run {now.run}, {where} {counted[where]}, {method} {what}: {act}")
+            fault = FAULTS[act]
+            return evolve(fault, seconds=seconds()) if "late" in act else fault
+
+        return decided
+
+    def kill(fault: Fault) -> None:
+        now.die_now(str(fault.action))
+
+    counted: Counter[str] = Counter()
+    with stage.full.copy(clock=clock) as full, stage.empty.copy(clock=clock) as empty:
+        empty.sparse = stage.empty.sparse
+        sides: dict[str, Running] = {}
+        for where, name, world in (("source", stage.origin, full), ("target", stage.goal, empty)):
+            faults = Faults(kill=kill)
+            faults.decide = deciding(where, faults)
+            switches = stage.switches if where == "target" else {}
+            sides[where] = in_process(face(name), world, faults=faults, switches=switches, limits=limits)
+        if foreign:
+            sides["target"].meanwhile(_walk_in, every=2)
+        migration = None
+        try:
+            for run in range(1, RESTARTS + 2):
+                now = Life(run=run, decide=decide)
+                counted.clear()
+                ledger: Ledger | None = None
+                reading, writing = (
+                    _client(name, sides[where], clock, now, limits=limits)
+                    for where, name in (("source", stage.origin), ("target", stage.goal))
+                )
+                try:
+                    ledger = CrashingLedger(now, path / "ledger", durable=False)
+                    migration = Migration(reading, writing, stage.plan, ledger, clock=clock, lanes=lanes)
+                    for name, value in (settings or {}).items():
+                        setattr(migration, name, value)
+                    async for event in migration:
+                        if event.said:
+                            told(f"    {event.phase}: {event.said}")
+                    if now.dead:
+                        raised.append(f"run {run} was killed and went on to its end")
+                    break
+                except CRMError as error:
+                    raised.append(f"run {run}: {type(error).__name__}: {error}")
+                    told(raised[-1])
+                except BaseException as error:
+                    if not now.dead:
+                        raise
+                    told(f"run {run} died: {error!r:.200}")
+                finally:
+                    now.dead = True
+                    await reading.aclose()
+                    await writing.aclose()
+                    if ledger is not None:
+                        ledger.close()
+                        with Ledger.read(path / "ledger") as left:
+                            violations += [f"run {run}: {each}" for each in left.violations()]
+                clock.advance(AGAIN)
+            else:
+                raised.append(f"not at its end after {RESTARTS} restarts")
+            for side in sides.values():
+                await side.faults.land()
+            now.dead = True
+            with Ledger.read(path / "ledger") as left:
+                unsettled = [
+                    f"{item.kind} {item.source} is {item.state}: {item.error}"
+                    for item in left.items()
+                    if item.state not in (State.DONE, State.SKIPPED, State.FOLDED)
+                ]
+                violations += _foreign_rows(left, empty)
+            return Score(
+                stage=stage,
+                seen=Seen.of(empty),
+                ended=migration is not None and migration.ended,
+                sentence=migration.verdict.sentence if migration is not None and migration.verdict else "",
+                equal=migration is not None and migration.verdict is not None and _equal(migration.verdict, foreign),
+                violations=tuple(violations),
+                unsettled=tuple(unsettled),
+                raised=tuple(raised),
+                runs=now.run,
+                refused=sum(side.stats.refused for side in sides.values()),
+            )
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+WALK_IN: Final = "Walk-in"
+
+
+def _walk_in(world: World) -> None:
+    """A colleague makes a contact, and a task and a note that say what ours say."""
+    person = world.add("contact", {"name": WALK_IN, "phones": []})
+    for kind, text in (("task", "Call back"), ("note", "ok")):
+        world.add(kind, {"text": text, "target_kind": "contact", "target_id": person})
+
+
+def _foreign_rows(ledger: Ledger, world: World) -> Iterator[str]:
+    theirs = {row["id"] for row in world.select("contact", where={"name": WALK_IN})}
+    for kind, table in (("contacts", "contact"), ("tasks", "task"), ("notes", "note")):
+        for source, target in ledger.pairs(kind):
+            row = world.get(table, target) if isinstance(target, int) else None
+            if row is not None and (row["id"] in theirs or row.get("target_id") in theirs):
+                yield f"{kind} {source} took a colleague's row {target} for its own"
+
+
+def _equal(verdict: Any, foreign: bool) -> bool:
+    from crmclient.migration.verify import Sign
+
+    return verdict.equal if not foreign else not any(verdict.number(sign) for sign in (Sign.DIFFERS, Sign.MISSING))
+
+
+# -------------------------------------------------------------------------------------------------------------- score
+
+_TOLD: Final[Mapping[str, tuple[str, ...]]] = {
+    "company": ("name",),
+    "contact": ("name", "phones", "emails"),
+    "deal": ("name", "price"),
+    "task": ("text", "done", "result"),
+    "note": ("kind", "text"),
+    "field": ("entity", "name", "type"),
+    "pipeline": ("name",),
+    "stage": ("name",),
+}
+
+
+@frozen
+class Seen:
+    """A world without its ids: what its rows say, and what they say with all that they are tied to."""
+
+    rows: Mapping[tuple[str, int], Any]
+    said: Counter[Any]
+    tied: Counter[Any]
+    late_parents: int
+    """Rows that are older than what they hang on."""
+
+    @classmethod
+    def of(cls, world: World) -> "Seen":
+        rows = {(kind, row["id"]): row for kind in _TOLD for row in world.select(kind)}
+        theirs = {key for key, row in rows.items() if row["name" if "name" in row else "text"] == WALK_IN}
+        theirs |= {key for key, row in rows.items() if (row.get("target_kind"), row.get("target_id")) in theirs}
+        rows = {key: row for key, row in rows.items() if key not in theirs}
+        ties = [
+            (way, key, there)
+            for key, row in rows.items()
+            for way, there in _ties(key[0], row)
+        ]
+        colour = {key: hash((key[0], *(repr(row[name]) for name in _TOLD[key[0]]))) for key, row in rows.items()}
+        said = Counter((key[0], *(repr(row[name]) for name in _TOLD[key[0]])) for key, row in rows.items())
+        for _ in range(3):
+            around: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
+            for way, one, other in ties:
+                around[one].append((way, colour.get(other)))
+                around[other].append((f"of {way}", colour[one]))
+            colour = {key: hash((mine, *sorted(around[key], key=repr))) for key, mine in colour.items()}
+        tied = Counter((key[0], colour[key]) for key in rows)
+        late = sum(one[1] < other[1] for way, one, other in ties if way != "stage")
+        return cls(rows, said, tied, late)
+
+
+def _ties(kind: str, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
+    if row.get("company_id"):
+        yield "company", ("company", row["company_id"])
+    for link in row.get("contacts", ()):
+        yield f"contact {link['main']}", ("contact", link["id"])
+    if row.get("target_id"):
+        yield "target", (row["target_kind"], row["target_id"])
+
+
+@frozen(kw_only=True)
+class Score:
+    """What a case has come to. It is right when nothing is wrong."""
+
+    stage: Stage
+    seen: Seen
+    ended: bool
+    sentence: str
+    equal: bool
+    violations: tuple[str, ...]
+    unsettled: tuple[str, ...]
+    raised: tuple[str, ...]
+    runs: int
+    refused: int
+
+    @property
+    def duplicates(self) -> int:
+        return (self.seen.said - self.stage.expected.said).total()
+
+    @property
+    def lost(self) -> int:
+        return (self.stage.expected.said - self.seen.said).total()
+
+    @property
+    def links(self) -> int:
+        """Rows that are there once and tied otherwise."""
+        return 0 if self.duplicates or self.lost else (self.stage.expected.tied - self.seen.tied).total()
+
+    @property
+    def wrong(self) -> list[str]:
+        """Everything that is not as it should be, in words; ``raised`` apart, which a case may be made for."""
+        found = [
+            f"{number} {what}"
+            for number, what in (
+                (self.duplicates if self.stage.expected.rows else 0, f"too many: {self._more(self.seen)}"),
+                (self.lost, f"lost: {self._more(self.stage.expected, self.seen)}"),
+                (self.links if self.stage.expected.rows else 0, "tied otherwise"),
+                (self.seen.late_parents, "made before what they hang on"),
+            )
+            if number
+        ]
+        if not self.ended:
+            found.append("it did not end")
+        elif not self.equal:
+            found.append(self.sentence)
+        return [*found, *self.violations, *self.unsettled]
+
+    def _more(self, one: Seen, other: Seen | None = None) -> str:
+        more = one.said - (other or self.stage.expected).said
+        return ", ".join(" ".join(map(str, each)) for each in more)[:300]
+
+
+# ------------------------------------------------------------------------------------------------------------ by hand
+
+
+async def _by_hand(origin: str, goal: str, *words: str) -> None:
+    hits: dict[Point, str] = {}
+    more: dict[str, Any] = {}
+    for word in words:
+        if "=" in word:
+            name, _, value = word.partition("=")
+            more[name] = int(value)
+            continue
+        run, where, number, act = word.split()
+        hits[Point(int(run), where, int(number))] = act
+    stage = await stage_of(origin, goal)
+    if not hits:
+        for where, passed in stage.points.items():
+            for number, what in enumerate(passed, 1):
+                print(where, number, what)
+    score = await trial(stage, just(hits), told=print, **more)
+    print("wrong:", *(score.wrong or ["nothing"]), *score.raised, sep="\n  ")
+
+
+if __name__ == "__main__":
+    asyncio.run(_by_hand(*sys.argv[1:]))

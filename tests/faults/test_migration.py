@@ -1,0 +1,301 @@
+"""H. The migration: what two vendors, a disk and a person can do to a move. Rows of the fault catalogue."""
+
+import asyncio
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve, field, frozen
+
+from crmclient import AuthFailed, Client, Misconfigured
+from crmclient.cli.demo import client_of
+from crmclient.clock import FakeClock
+from crmclient.migration.engine import Event, Migration
+from crmclient.migration.ledger import Item, Ledger, LedgerFailed, LedgerInUse, State
+from crmclient.migration.plan import Plan, plan
+from crmclient.registry import dialect
+from crmclient.sandbox.faults import Action, Fault
+from crmclient.sandbox.server import Running, face, in_process
+from crmclient.sandbox.world import World, populate
+from crmclient.testing.crash import SimulatedCrash
+from crmclient_electrum.sandbox import issue_token
+
+SMALL = {"contacts": 12, "companies": 3, "deals": 8, "tasks": 7, "notes": 6}
+ROWS = ("company", "contact", "deal", "task", "note")
+
+
+@frozen(kw_only=True)
+class Move:
+    """An account, another, and the file that says how far the one has come into the other."""
+
+    origin: str
+    goal: str
+    clock: FakeClock
+    source: Running
+    target: Running
+    path: Path
+    said: list[str] = field(factory=list[str])
+    """What the events of the last run had to say."""
+
+    @asynccontextmanager
+    async def clients(self) -> AsyncGenerator[tuple[Client, Client]]:
+        """New ones: whoever goes on remembers nothing."""
+        async with (
+            client_of(dialect(self.origin), self.source, transport=self.source.transport(), clock=self.clock) as reads,
+            client_of(dialect(self.goal), self.target, transport=self.target.transport(), clock=self.clock) as writes,
+        ):
+            yield reads, writes
+
+    async def planned(self, **changes: Any) -> Plan:
+        async with self.clients() as (reads, writes):
+            return evolve(await plan(reads, writes, clock=self.clock), **({"quarantine": 1.0} | changes))
+
+    async def run(
+        self,
+        plan: Plan,
+        *,
+        ledger: Callable[[Path], Ledger] = lambda path: Ledger(path, durable=False),
+        watch: Callable[[Migration, Event], object] = lambda migration, event: None,
+        lanes: int = 8,
+    ) -> Migration:
+        """One process: from opening the ledger to its end, whatever that is."""
+        self.said.clear()
+        async with self.clients() as (reads, writes):
+            with ledger(self.path) as opened:
+                migration = Migration(reads, writes, plan, opened, clock=self.clock, lanes=lanes)
+                async for event in migration:
+                    if event.said:
+                        self.said.append(event.said)
+                    watch(migration, event)
+                return migration
+
+    @contextmanager
+    def ledger(self) -> Generator[Ledger]:
+        with Ledger.read(self.path) as ledger:
+            assert ledger.violations() == []
+            yield ledger
+
+    def items(self, *states: State) -> list[Item]:
+        with self.ledger() as ledger:
+            return list(ledger.items(*states))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        with self.ledger() as ledger:
+            return {kind: {str(state): n for state, n in each.items() if n} for kind, each in ledger.counts().items()}
+
+    def names(self, world: World, kind: str) -> list[str]:
+        return sorted(row["text" if kind in ("task", "note") else "name"] for row in world.select(kind))
+
+    def arrived(self) -> bool:
+        """Whether each row of the source is in the target once, by what it is called."""
+        return all(self.names(self.source.world, kind) == self.names(self.target.world, kind) for kind in ROWS)
+
+
+@pytest.fixture
+def moves(tmp_path: Path) -> Generator[Callable[..., Move]]:
+    clock, worlds = FakeClock(), list[World]()
+
+    def opened(
+        origin: str = "kommo",
+        goal: str = "kommo",
+        furnish: Callable[[World, World], object] | None = None,
+        *,
+        switches: dict[str, Any] | None = None,
+        **numbers: int,
+    ) -> Move:
+        full, empty = World(clock=clock), World(clock=clock)
+        worlds.extend((full, empty))
+        populate(full, **(numbers or SMALL), seed=3, as_rows=origin != "electrum")
+        if furnish is not None:
+            furnish(full, empty)
+        return Move(
+            origin=origin,
+            goal=goal,
+            clock=clock,
+            source=in_process(face(origin), full),
+            target=in_process(face(goal), empty, switches=switches),
+            path=tmp_path / f"{len(worlds)}.ledger",
+        )
+
+    yield opened
+    for world in worlds:
+        world.close()
+
+
+# ------------------------------------------------------------------------------------------- a crash, and then again
+
+
+def dying(running: Running, act: Action, nth: int) -> None:
+    """The process dies at the nth write."""
+
+    def die(fault: Fault) -> None:
+        raise SimulatedCrash(str(fault))
+
+    running.faults.kill = die
+    running.faults.add(Fault(action=act, on="POST *", nth=nth))
+
+
+@pytest.mark.parametrize("nth", [2, 4, 6, 8])
+@pytest.mark.parametrize("act", [Action.KILL_BEFORE, Action.KILL_AFTER])
+@pytest.mark.asyncio
+async def test_fault_131_who_dies_at_a_write_and_comes_back_ends_as_if_nothing_had_happened(
+    moves: Callable[..., Move], act: Action, nth: int
+) -> None:
+    """A sample: every point of every pair is for tests/crash."""
+    move = moves()
+    plan = await move.planned()
+    dying(move.target, act, nth)
+    with pytest.raises(BaseException) as died:
+        await move.run(plan)
+    assert "SimulatedCrash" in repr(died.value)
+    assert len(move.target.faults.done) == 1
+    # The first three make the custom fields that hold origins.
+    assert bool(move.items(State.INTENT)) == (nth > 3)
+    done = await move.run(plan)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    assert move.arrived()
+    assert move.counts() == {kind: {"done": n} for kind, n in SMALL.items()}
+
+
+# ------------------------------------------------------------------------------------------------ the same run twice
+
+
+@pytest.mark.asyncio
+async def test_fault_132_the_same_run_started_twice_names_who_is_at_it_and_sends_nothing(
+    moves: Callable[..., Move],
+) -> None:
+    move = moves()
+    plan = await move.planned()
+    refused: list[str] = []
+
+    def again(migration: Migration, event: Event) -> None:
+        before = move.target.stats.requests, move.source.stats.requests
+        with pytest.raises(LedgerInUse) as told:
+            Ledger(move.path)
+        refused.append(told.value.message)
+        assert (move.target.stats.requests, move.source.stats.requests) == before
+
+    done = await move.run(plan, watch=again)
+    assert done.verdict is not None
+    assert done.verdict.equal
+    assert len(refused) > 5
+    said = rf"in use by process {os.getpid()} since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00: wait until that run ends, or end it"
+    assert all(re.search(said, each) for each in refused)
+
+
+HOLDING = """
+import sys
+from crmclient.migration.ledger import Ledger
+with Ledger(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.e2e
+def test_fault_132_a_second_process_is_told_the_first_ones_pid_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "acme.ledger"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(LedgerInUse, match=rf"process {holder.pid} since "):
+            Ledger(path)
+        holder.kill()
+        holder.wait()
+        with Ledger(path), pytest.raises(LedgerInUse, match=f"process {os.getpid()} since "):
+            Ledger(path)
+
+
+# --------------------------------------------------------------------------------------------- the token dies for good
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("name", ["amocrm", "amoxml", "electrum", "kommo"])
+@pytest.mark.asyncio
+async def test_fault_133_credentials_that_are_dead_for_good_stop_it_and_with_living_ones_it_goes_on(
+    moves: Callable[..., Move], name: str, side: str
+) -> None:
+    move = moves(*((name, "kommo") if side == "source" else ("kommo", name)))
+    plan = await move.planned()
+    dying: Running = getattr(move, side)
+    # Reading ends with the contacts, say, or writing does.
+    dying.faults.add(Fault(action=Action.UNAUTHORIZED, nth=dying.stats.requests // 2 + 4, times=10**6))
+    with pytest.raises(AuthFailed) as told:
+        await move.run(plan)
+    with move.ledger() as ledger:
+        run = ledger.run()
+        assert run is not None
+        assert run.state == f"stopped: {type(told.value).__name__}: {told.value.message}"
+        # 401 says that nothing was done: nothing is in doubt.
+        assert not ledger.open_batches()
+        before = dict(ledger.pairs("contacts"))
+    dying.faults.script.clear()
+    done = await move.run(plan)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    with move.ledger() as ledger:
+        assert before.items() <= dict(ledger.pairs("contacts")).items()
+    assert move.target.stats.refused == move.source.stats.refused == 0
+
+
+@pytest.mark.asyncio
+async def test_fault_133_a_token_that_is_revoked_half_way_is_replaced_by_a_new_one(moves: Callable[..., Move]) -> None:
+    move = moves("kommo", "electrum")
+    plan = await move.planned()
+
+    def revoke(migration: Migration, event: Event) -> None:
+        if event.counts.get("deals", {}).get(State.DONE, 0) == 3 and not move.target.faults.done:
+            with_one_less = move.target.account.issued["tokens"]
+            with_one_less.clear()
+
+    with pytest.raises(AuthFailed, match="401"):
+        await move.run(plan, watch=revoke)
+    assert move.counts()["deals"]["done"] >= 3
+    issued = issue_token(move.target.account)
+    move = evolve(move, target=evolve(move.target, credentials={"token": issued}))
+    done = await move.run(plan)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    assert issued not in move.path.read_bytes().decode("latin-1")
+
+
+# ------------------------------------------------------------------------------------------ one row is refused for ever
+
+
+@pytest.mark.parametrize("goal", ["amocrm", "amoxml", "electrum", "kommo"])
+@pytest.mark.asyncio
+async def test_fault_134_a_row_that_is_refused_for_ever_is_a_dead_letter_and_so_is_what_hangs_on_it_alone(
+    moves: Callable[..., Move], goal: str
+) -> None:
+    ids: dict[str, int] = {}
+
+    def furnish(full: World, empty: World) -> None:
+        # She leaves between the plan and the move: the target refuses what is hers.
+        ids["hers"] = full.add("user", {"name": "Leaving Soon", "email": "soon@acme.example"})
+        ids["gone"] = empty.add("user", {"name": "Leaving Soon", "email": "soon@acme.example"})
+        contact = ids["contact"] = full.add("contact", {"name": "refused", "owner": ids["hers"]})
+        at = {"target_kind": "contact", "target_id": contact}
+        ids["deal"] = full.add("deal", {"name": "hers too", "contacts": [{"id": contact, "main": True}]})
+        ids["task"] = full.add("task", {"text": "call the refused", "due": 1_780_000_000, **at})
+        ids["note"] = full.add("note", {"text": "of the refused", **at})
+
+    move = moves("kommo", goal, furnish)
+    plan = await move.planned()
+    move.target.world.delete("user", ids["gone"])
+    done = await move.run(plan)
+    with move.ledger() as ledger:
+        told = {(item.kind, item.source): item for item in ledger.items(State.REJECTED)}
+        for item in told.values(): print(item)
+        print(done.verdict.sentence, ledger.counts())
+    assert 0
