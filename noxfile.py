@@ -23,7 +23,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 VERSIONS = ("3.11", "3.12", "3.13")
 EXTRAS = "cli,sandbox"
 
-_BUDGETS = {"lint": 30, "types": 60, "tests": 240, "e2e": 120, "wheel": 60}  # seconds
+_BUDGETS = {"lint": 30, "types": 60, "tests": 240, "e2e": 120, "crash": 240, "wheel": 60}  # seconds
 _TOOK: dict[str, float] = {}
 
 # Of the wheel, and with what was compiled kept: where an environment forbids that, each process compiles everything anew.
@@ -112,9 +112,11 @@ def _tests_on(version, python):
         session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
         # To explain a failed assert, pytest rewrites all of them: a third of what collecting takes, once is enough.
         # What fails in a later Python alone is explained with `nox -s tests-3.13 -- --assert=rewrite`; all there is runs
-        # on it with `nox -s tests-3.13 -- -m "not e2e"`.
+        # on it with `nox -s tests-3.13 -- -m "not e2e and not crash"`.
         first = version == next(iter(PRESENT))
-        plain = ("-m", "not e2e") if first else ("-m", "not e2e and not once", "--assert=plain")
+        plain = ("-m", "not e2e and not crash")
+        if not first:
+            plain = ("-m", "not e2e and not crash and not once", "--assert=plain")
         session.run("pytest", *_SIDE_BY_SIDE, *plain, *session.posargs, env=_TESTED)
 
     tests.__doc__ = f"The tests on the wheel, with Python {version}."
@@ -140,6 +142,29 @@ def e2e(session):
     """Processes and real servers: the only tests that may wait on the wall clock."""
     session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"), *_group("strangers"))
     session.run("pytest", "-m", "e2e", *_SIDE_BY_SIDE, *session.posargs, env=_TESTED)
+
+
+@nox.session
+@phase("crash")
+def crash(session):
+    """A move between any two, cut at each request and each commit, and killed for real at each write: nothing is doubled."""
+    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+    tests = ("tests/crash/test_points.py", "tests/crash/test_processes.py")
+    session.run("pytest", *_SIDE_BY_SIDE, *tests, *session.posargs, env=_TESTED)
+
+
+@nox.session(default=False)
+def crash_full(session):
+    """All that `crash` leaves out: points two by two, lanes, storms, hostile servers. CRMCLIENT_CRASHES=10 is a small one."""
+    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+    session.run("python", "tests/crash/full.py", *session.posargs, env=_TESTED)
+
+
+@nox.session(default=False)
+def mutants(session):
+    """Each rule of the engine that keeps rows single is taken away: a suite that does not notice fails."""
+    session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
+    session.run("pytest", *_SIDE_BY_SIDE, "tests/crash/test_mutants.py", *session.posargs, env=_TESTED)
 
 
 @nox.session
@@ -178,4 +203,4 @@ def faults(session):
     session.run("pytest", "-k", "fault_", *session.posargs, env={"CRMCLIENT_FAULTS": "table"})
 
 
-nox.options.sessions = ["lint", "types", "tests", "e2e", "wheel"]
+nox.options.sessions = ["lint", "types", "tests", "e2e", "crash", "wheel"]

@@ -259,6 +259,10 @@ class Client:
         """A part of the account's settings, read once: ``account``, ``me``, ``pipelines`` … Raises Unsupported."""
         return (await self._session.context(part)).part(part)
 
+    def forget(self) -> None:
+        """The account's settings may have changed: they are read again when they are needed again."""
+        self._session.forget()
+
     async def account(self) -> Account:
         """The account. Raises Unsupported where the dialect tells nothing of it."""
         return await self.setting("account")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from attrs import NOTHING, field, fields_dict, frozen
@@ -417,6 +418,7 @@ class Note(Entity):
 _READING = frozenset({"id", "raw", "unread", "written"})
 
 
+@cache
 def field_names(entity: type[Any]) -> tuple[str, ...]:
     """The neutral fields of an entity or a vocabulary class, in order, without id and what tells of the reading."""
     return tuple(name for name in fields_dict(entity) if name not in _READING)
@@ -425,13 +427,18 @@ def field_names(entity: type[Any]) -> tuple[str, ...]:
 def filled(entity: Any) -> frozenset[str]:
     """The names of the fields that say something: neither empty nor what a new one has anyway (a note is a text)."""
     said: set[str] = set()
-    for name, part in fields_dict(entity.__class__).items():
+    for name, default in _defaults(entity.__class__):
         content = getattr(entity, name)
         # False says something where a new one is True: a user who is not active.
-        empty = is_empty(content) and not (content is False and part.default is True)
-        if name not in _READING and not empty and content != part.default:
+        empty = is_empty(content) and not (content is False and default is True)
+        if not empty and content != default:
             said.add(name)
     return frozenset(said)
+
+
+@cache
+def _defaults(entity: type[Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, part.default) for name, part in fields_dict(entity).items() if name not in _READING)
 
 
 def on_the_second(entity: T) -> T:

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in ONCE:
             item.add_marker(pytest.mark.once)
+        if item.path.parent.name == "crash":
+            item.add_marker(pytest.mark.crash)
 
 
 # ------------------------------------------------------------------------------------- the fault catalogue as a table

@@ -35,7 +35,18 @@ from crmclient.clock import SystemClock
 from crmclient.entities import FieldType, NoteKind
 from crmclient.migration.losses import CHOICES, choices, in_words
 from crmclient.migration.matching import mark, unmarked
-from crmclient.migration.plan import Loss, Plan, UserMatch, capabilities, draft, from_toml, markers, plan, to_toml
+from crmclient.migration.plan import (
+    FieldMatch,
+    Loss,
+    Plan,
+    UserMatch,
+    capabilities,
+    draft,
+    from_toml,
+    markers,
+    plan,
+    to_toml,
+)
 from crmclient.migration.seen import Seen
 from crmclient.migration.translation import FieldThere, Translation, marked
 from crmclient.registry import dialect
@@ -385,19 +396,17 @@ async def test_what_calls_say_is_chosen_all_together() -> None:
 
 
 def test_fields_to_make_have_the_type_they_had_where_that_means_the_same_anywhere() -> None:
-    made = from_toml(
-        _nothing(
-            fields=[
-                {"entity": "contact", "source": 1, "name": "Age", "type": "number"},
-                {"entity": "contact", "source": 2, "name": "Sort", "type": "select", "options": {"a": "a", "b": "b"}},
-                {"entity": "contact", "source": 3, "name": "Papers", "type": "file"},
-                {"entity": "contact", "source": 4, "name": "Twice", "type": "number"},
-                {"entity": "contact", "source": 5, "name": "Twice", "type": "date"},
-                {"entity": "contact", "source": 6, "name": "Part", "type": "select", "target": 9, "options": {"a": ""}},
-                {"entity": "deal", "source": 7, "name": "Age", "type": "bool"},
-            ]
-        ).replace("amocrm", "kommo")
+    contact, T = Kind.CONTACT, FieldType
+    fields = (
+        FieldMatch(entity=contact, source=1, name="Age", type=T.NUMBER),
+        FieldMatch(entity=contact, source=2, name="Sort", type=T.SELECT, options={"a": "a", "b": "b"}),
+        FieldMatch(entity=contact, source=3, name="Papers", type=T.FILE),
+        FieldMatch(entity=contact, source=4, name="Twice", type=T.NUMBER),
+        FieldMatch(entity=contact, source=5, name="Twice", type=T.DATE),
+        FieldMatch(entity=contact, source=6, name="Part", type=T.SELECT, target=9, options={"a": ""}),
+        FieldMatch(entity=Kind.DEAL, source=7, name="Age", type=T.BOOL),
     )
+    made = evolve(from_toml(NOTHING.replace("amocrm", "kommo")), fields=fields)
     names = ("Age", "Sort", "Papers", "Twice", "Part")
     losses = [Loss(what=f"contact.fields: {name}", rows=1, choice="field") for name in names]
     made = evolve(made, losses=(*losses, Loss(what="deal.closed_at", rows=1, choice="field")))

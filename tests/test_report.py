@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from crmclient import Company, Contact, Deal, Misconfigured, Note
 from crmclient.entities import Entity, Id, Kind, Ref
 from crmclient.migration.ledger import Fresh, Ledger, LedgerFailed, Run, Settled, State
+from crmclient.migration.plan import FieldMatch, Loss, Plan, Side, StageMatch, UserMatch, to_toml
 from crmclient.migration.report import Report
 
 BEGAN = datetime(2026, 11, 22, 3, 4, tzinfo=UTC)
@@ -49,10 +51,10 @@ def noted(ledger: Ledger, kind: str, *sources: Id, name: str | None = None) -> N
     ledger.ingest(Fresh(kind=kind, source=id, row=row(id=id, **more), name=name) for id in sources)
 
 
-def became(
-    ledger: Ledger, kind: str, source: Id, state: State, target: Id | None = None, error: str | None = None
-) -> None:
-    ledger.become(kind, {source: Settled(state=state, target=target, error=error)})
+def became(ledger: Ledger, kind: str, source: Id, state: State, *told: Any, **kept: Any) -> None:
+    """``told``: the target's id, what is to be said of it."""
+    target, error = (*told, None, None)[:2]
+    ledger.become(kind, {source: Settled(state=state, target=target, error=error, kept=kept)})
 
 
 @pytest.fixture
@@ -64,17 +66,17 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
         noted(ledger, "contacts", 10, 11, 12, name=ODD)
         noted(ledger, "deals", 20, 21)
         noted(ledger, "notes", 30, 31, 32)
-        became(ledger, "companies", 1, State.DONE, 101)
-        became(ledger, "companies", 2, State.FOLDED, error="a word on 3 contacts")
-        became(ledger, "contacts", 10, State.REJECTED, error="phones: too long (E1: <b>42</b>)")
-        became(ledger, "deals", 20, State.REJECTED, error="its contact 10 was rejected")
-        became(ledger, "notes", 30, State.REJECTED, error="its deal 20 was rejected")
-        became(ledger, "notes", 31, State.REJECTED, error="its deal 99 was rejected")
-        became(ledger, "contacts", 11, State.DOUBT, error="2 rows of the target look like it")
-        became(ledger, "deals", 21, State.SKIPPED, error="the target has no deals")
-        with ledger.commit("kept"):
-            ledger.keep("companies", 1, {"company.fields: Größe": {"амт": 7}, "company.notes": ODD})
-        ledger.learn("stages", 5, 55, "by name")
+        became(ledger, "companies", 1, State.DONE, 101, **{"company.fields: Größe": {"амт": 7}, "company.notes": ODD})
+        became(ledger, "companies", 2, State.FOLDED, None, "a word on 3 contacts")
+        became(ledger, "contacts", 10, State.REJECTED, None, "phones: too long (E1: <b>42</b>)")
+        became(ledger, "deals", 20, State.REJECTED, None, "its contact 10 was rejected")
+        became(ledger, "notes", 30, State.REJECTED, None, "its deal 20 was rejected")
+        became(ledger, "notes", 31, State.REJECTED, None, "its deal 99 was rejected")
+        became(ledger, "contacts", 11, State.DOUBT, None, "2 rows of the target look like it")
+        became(ledger, "deals", 21, State.SKIPPED, None, "the target has no deals")
+        ledger.learn("field", "deal.price", 55, "made")
+        ledger.learn("making field", "deal.price", None, "asked for")
+        ledger.learn("finishing contacts", 10, 2, "it was slow")
         ledger.learn("watermark", "contacts", 4711, "newest")
         yield ledger
 
@@ -129,7 +131,8 @@ class Reader(HTMLParser):
 
 def test_json_lists_every_row_that_did_not_simply_move_with_its_reason(ledger: Ledger) -> None:
     told = tree(ledger.path)
-    assert (told["run"], told["source"], told["target"], told["plan"]) == ("01run", RUN.source, RUN.target, "p1")
+    assert (told["run"], told["plan"], told["losses"]) == ("01run", "p1", None)
+    assert (told["source"], told["target"]) == ({"address": RUN.source}, {"address": RUN.target})
     assert (told["state"], told["started_at"], told["ended_at"]) == ("running", "2026-11-22T03:04:00+00:00", None)
     assert list(told["kinds"]) == ["companies", "contacts", "deals", "notes"]
     assert told["kinds"]["contacts"] == {
@@ -147,8 +150,9 @@ def test_json_lists_every_row_that_did_not_simply_move_with_its_reason(ledger: L
         (1, 101, "company.fields: Größe", {"амт": 7}),
         (1, 101, "company.notes", ODD),
     ]
-    # The watermark is a note of the ledger to itself.
-    assert told["mapped"] == [{"kind": "stages", "source": 5, "target": 55, "how": "by name"}]
+    # How far the target's ids went, and how often something was tried, are notes of the ledger to itself.
+    made = {"kind": "fields", "source": "deal.price", "target": 55, "name": None, "how": "made", "rows": None}
+    assert told["mapped"] == [made]
     assert "rows" not in told
 
 
@@ -181,8 +185,67 @@ def test_json_of_a_move_that_made_nothing_is_json_all_the_same(tmp_path: Path) -
         ledger.begin(RUN)
         told = tree(ledger.path, every=True)
     assert told["kinds"] == {}
-    lists = ("mapped", "rejected", "in_doubt", "skipped", "folded", "kept", "rows")
+    lists = ("mapped", "rejected", "in_doubt", "skipped", "folded", "remarked", "kept", "rows")
     assert [told[name] for name in lists] == [[]] * len(lists)
+
+
+def test_rows_that_moved_with_something_to_say_of_them_are_listed(ledger: Ledger) -> None:
+    became(ledger, "contacts", 12, State.DONE, 112, "it goes without companies 2, which did not arrive")
+    ledger.adopt([("deals", 22, 122)])
+    remarked = tree(ledger.path)["remarked"]
+    assert [(row["source"], row["target"], row["error"]) for row in remarked] == [
+        (12, 112, "it goes without companies 2, which did not arrive")
+    ]
+    seen = Reader(page(ledger.path))
+    assert "Moved, but: 1" in seen.headings
+    assert [
+        "contacts",
+        "12",
+        "112",
+        ODD.replace("\x1b", "\ufffd").replace("\u202e", "\ufffd"),
+        remarked[0]["error"],
+    ] in seen.rows
+
+
+def planned() -> Plan:
+    sides = {
+        name: Side(dialect=name, address=f"https://{name}.example", account=name, name=f"{name} & Co", capabilities="c")
+        for name in ("old", "new")
+    }
+    return Plan(
+        made=BEGAN,
+        source=sides["old"],
+        target=sides["new"],
+        users=(UserMatch(source=1, name="Anna", target=11, how="e-mail", rows=3), UserMatch(source=2, name="Idle")),
+        stages=(StageMatch(pipeline=5, stage=6, name="Won", target_stage=66, how="outcome", rows=4),),
+        fields=(FieldMatch(entity=Kind.DEAL, code="GOAL", name="Goal", target_code="AIM", how="name", rows=2),),
+        losses=(Loss(what="deal.price", rows=7, why="there is no such field"),),
+    )
+
+
+def test_what_the_plan_said_is_told_beside_what_came_of_it(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", durable=False) as ledger:
+        ledger.begin(evolve(RUN, plan=to_toml(planned())))
+        told, seen = tree(ledger.path), Reader(page(ledger.path))
+    assert told["source"] == {
+        "address": "https://old.example",
+        "dialect": "old",
+        "account": "old",
+        "name": "old & Co",
+    }
+    assert told["losses"] == [{"what": "deal.price", "rows": 7, "why": "there is no such field", "choice": "drop"}]
+    words = [(word["kind"], word["source"], word["target"], word["name"], word["rows"]) for word in told["mapped"]]
+    assert words == [("users", 1, 11, "Anna", 3), ("stages", 6, 66, "Won", 4), ("fields", "GOAL", "AIM", "Goal", 2)]
+    assert ["deal.price", "7", "drop", "there is no such field"] in seen.rows
+    assert ["users", "1", "11", "Anna", "e-mail", "3"] in seen.rows
+
+
+def test_a_ledger_whose_plan_nobody_can_read_any_more_still_tells(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "x.ledger", durable=False) as ledger:
+        ledger.begin(evolve(RUN, plan="version = 99"))
+        noted(ledger, "contacts", 1)
+        assert tree(ledger.path)["kinds"]["contacts"]["pending"] == 1
+        assert "old.example" in page(ledger.path)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +258,7 @@ def test_json_of_a_move_that_made_nothing_is_json_all_the_same(tmp_path: Path) -
     ],
 )
 def test_no_refused_row_is_lost_whatever_its_reason_says(ledger: Ledger, kind: str, source: Id, error: str) -> None:
-    became(ledger, kind, source, State.REJECTED, error=error)
+    became(ledger, kind, source, State.REJECTED, None, error)
 
     def number(rows: list[dict[str, Any]]) -> int:
         return sum(1 + number(row["children"]) for row in rows)
@@ -210,10 +273,10 @@ def test_siblings_and_ids_that_are_texts_keep_their_places(tmp_path: Path) -> No
         noted(ledger, "companies", "ООО «7 was rejected»", "Acme")
         noted(ledger, "contacts", 1, 2, 3, 4)
         for company in ("ООО «7 was rejected»", "Acme"):
-            became(ledger, "companies", company, State.REJECTED, error="name: too long")
+            became(ledger, "companies", company, State.REJECTED, None, "name: too long")
         for contact, company in ((1, "Acme"), (2, "ООО «7 was rejected»"), (3, "Acme")):
-            became(ledger, "contacts", contact, State.REJECTED, error=f"its companies {company} was rejected")
-        became(ledger, "contacts", 4, State.REJECTED, error="no")
+            became(ledger, "contacts", contact, State.REJECTED, None, f"its companies {company} was rejected")
+        became(ledger, "contacts", 4, State.REJECTED, None, "no")
         rejected = tree(ledger.path)["rejected"]
     assert [(row["source"], [child["source"] for child in row["children"]]) for row in rejected] == [
         ("Acme", [1, 3]),

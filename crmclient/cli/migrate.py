@@ -30,7 +30,7 @@ from crmclient.client import Client
 from crmclient.dialect import Dialect
 from crmclient.errors import AmbiguousWrite, AuthFailed, CRMError, Misconfigured, Unreadable, UsageError
 from crmclient.migration.costs import minutes
-from crmclient.migration.engine import Event, Migration
+from crmclient.migration.engine import Event, Migration, adopt
 from crmclient.migration.ledger import Item, Ledger, LedgerFailed, Run, State
 from crmclient.migration.plan import Plan, Told
 from crmclient.migration.report import Report, counts_tree
@@ -549,7 +549,5 @@ def _new_ledger(path: Path) -> Generator[Ledger]:
 
 
 async def _adopted(source: Client, target: Client, plan: Plan, ledger: Ledger, told: Told) -> dict[str, int]:
-    from crmclient.migration.engine import adopt
-
     async with source, target:
         return await adopt(source, target, plan, ledger, told=told)

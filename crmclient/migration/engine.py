@@ -20,7 +20,20 @@ from attrs import define, evolve, field, frozen
 from crmclient import flows
 from crmclient.client import Client, Together
 from crmclient.clock import SYSTEM_CLOCK, Clock
-from crmclient.dialect import START, Flow, Made, Need, NotApplied, Receipt, Refused, Row, Verb, Writing, mapping
+from crmclient.dialect import (
+    START,
+    Flow,
+    Made,
+    Need,
+    NotApplied,
+    Receipt,
+    Refused,
+    Row,
+    Unknown,
+    Verb,
+    Writing,
+    mapping,
+)
 from crmclient.entities import Company, Contact, FieldType, Id, Kind, Ref, is_empty
 from crmclient.errors import (
     AmbiguousWrite,
@@ -58,10 +71,13 @@ from crmclient.vocabulary import Field
 _PASSING: Final = (TransportError, Unavailable, RateLimited, Unreadable)
 # So many failures in a row without one success are no accident any more.
 _TRIES: Final = 6
-# A row that has vanished so often is not sent a further time.
+# A row that has vanished so often, the last times alone and while others arrived, is not sent a further time.
 _VANISHING: Final = 3
 # What follows a row that was made: a move may have been killed before it.
 _FOLLOWING: Final = frozenset({"done", "result", "company", "contacts"})
+# How a run stands that has not died.
+_STOPPED: Final = "stopped"
+_ENDED: Final = "ended"
 # So many rows are looked at again together.
 _LOOKED_AT: Final = 100
 # What is said of a row that the ledger knows from the target alone.
@@ -164,10 +180,15 @@ class Migration:
         self._busy = 0
         self._doubts = 0
         self._failures = 0
+        self._failed_at = float("-inf")
+        self._made_some = False
         self._group: asyncio.TaskGroup | None = None
         self._altered: dict[tuple[str, Id], Any] = {}
         self._new: list[Fresh] = []
+        self._coming_late: set[tuple[str, Id]] = set()
+        self._reopened = 0
         self._asking = False
+        self._died = self._unsure = False
         self._me_told = asyncio.Event()
 
     # -------------------------------------------------------------------------------------------------------- driving
@@ -207,7 +228,7 @@ class Migration:
             if not self._stopping:
                 await self._verify()
             if self._stopping:
-                self.ledger.note_state("stopped")
+                self.ledger.note_state("stopped, unsure" if self._unsure else _STOPPED)
         except CRMError as error:
             if self._prepared and not isinstance(error, Misconfigured):
                 self._note_failure(error)
@@ -265,6 +286,8 @@ class Migration:
                     await self._know_the_newest(kind)
             ledger.begin(_run_of(plan, self.clock))
         else:
+            # Whoever stopped knows that nothing of it is under way; whoever died knows nothing.
+            self._died = begun.state not in (_STOPPED, _ENDED)
             ledger.note_state("running")
         self._counts = ledger.counts()
         self._prepared = True
@@ -292,18 +315,18 @@ class Migration:
     async def _know_the_words(self) -> None:
         """The custom fields that have to be there: for origins, and for what the plan keeps in fields of its own."""
         self._tell("words")
+        wanted = {("field", what): each for what, each in self.plan.fields_to_make()}
         if self.plan.marker == "field":
             for entity in MOVED.values():
                 resource = self.target.dialect.resources.get(entity)
                 if resource is not None and "fields" in resource.survivors(Verb.CREATE) & resource.survivors(Verb.LIST):
-                    wanted = Field(entity=entity.KIND, name=MARKER, code=MARKER, type=FieldType.TEXT)
-                    self._marks[entity.KIND] = await self._field("marker", str(entity.KIND), wanted)
-        made = {what: await self._field("field", what, wanted) for what, wanted in self.plan.fields_to_make()}
-        words = self._translate.words
-        if made:
-            words = evolve(words, made_fields=made)
-        me = self.ledger.mapped("me", "me")
-        self._translate.words = words
+                    marker = Field(entity=entity.KIND, name=MARKER, code=MARKER, type=FieldType.TEXT)
+                    wanted["marker", str(entity.KIND)] = marker
+        there = await self._fields(wanted)
+        self._marks = {Kind(what): each for (how, what), each in there.items() if how == "marker"}
+        words, me = self._translate.words, self.ledger.mapped("me", "me")
+        made = {what: each for (how, what), each in there.items() if how == "field"}
+        self._translate.words = evolve(words, made_fields=made) if made else words
         if words.me is None and me is not None:
             self._translate.words = self._with_me(Ref(Kind.USER, me))
         for kind, entity in MOVED.items():
@@ -317,34 +340,34 @@ class Migration:
         both = resource.survivors(Verb.CREATE) & resource.survivors(Verb.LIST)
         return self.plan.marker == "tag" and "tags" in both
 
-    async def _field(self, how: str, what: str, wanted: Field) -> FieldThere:
-        """A custom field of the target by its code or name, made where there is none. It is looked for before and after."""
-        known = self.ledger.mapped(how, what)
-        tried = self.ledger.mapped(f"making {how}", what) is not None
-        for attempt in range(_TRIES):
-            there = await self._field_there(wanted)
-            if there is not None:
-                if known is None:
-                    self.ledger.learn(how, what, there.id, "made" if tried else "there")
-                return FieldThere(there.id, there.code, there.name, there.type, None)
-            if tried and attempt == 0:
+    async def _fields(self, wanted: Mapping[tuple[str, str], Field]) -> dict[tuple[str, str], FieldThere]:
+        """Custom fields of the target by their codes or names; those that are not there are made, once."""
+        lacking, waited = dict(wanted), False
+        for _ in range(_TRIES):
+            known: Sequence[Field] = await vocabulary(self.target, Field) if wanted else ()
+            there = {key: each for key, want in wanted.items() if (each := _like(want, known)) is not None}
+            for how, what in lacking.keys() & there.keys():
+                self.ledger.learn(how, what, there[how, what].id, "the field of this name")
+            lacking = {key: each for key, each in wanted.items() if key not in there}
+            if not lacking:
+                return {key: FieldThere(each.id, each.code, each.name, each.type) for key, each in there.items()}
+            asked = any(self.ledger.mapped(f"making {how}", what) is not None for how, what in lacking)
+            if asked and not waited:
                 # It may have been asked for before we died, and may still land.
                 await self.clock.sleep(self.plan.quarantine)
-                tried = False
+                waited = True
+                self.target.forget()
                 continue
-            self.ledger.learn(f"making {how}", what, None, "asked for")
-            try:
-                await self.target.fields.create(wanted)
-            except AmbiguousWrite:
-                await self.clock.sleep(self.plan.quarantine)
-        raise Misconfigured(f"{self.target.dialect.title} does not show the custom field {wanted.name} that was made")
-
-    async def _field_there(self, wanted: Field) -> Field | None:
-        for each in await vocabulary(self.target, Field):
-            named = word(each.name) == word(wanted.name) and each.type is wanted.type
-            if each.entity is wanted.entity and (named or (wanted.code and each.code == wanted.code)):
-                return each
-        return None
+            for how, what in lacking:
+                self.ledger.learn(f"making {how}", what, 1, "asked for")
+            receipts = await self.target.fields.create_many(lacking.values())
+            for receipt in receipts:
+                if isinstance(receipt, Refused):
+                    raise receipt.error
+            await self._heed(receipts, self.clock.monotonic())
+            waited = not any(isinstance(each, Unknown) for each in receipts)
+        named = ", ".join(str(each.name) for each in lacking.values())
+        raise Misconfigured(f"{self.target.dialect.title} does not show the custom fields that were made: {named}")
 
     def _with_me(self, me: Ref) -> Words:
         words = self._translate.words
@@ -376,9 +399,10 @@ class Migration:
         self._watermarks = {kind: self.ledger.watermark(kind) for kind in self._fronts}
         self._busy = self._doubts = 0
         self._failure = None
+        made: dict[str, list[tuple[Id, Id]]] = {}
         for item in self.ledger.items(State.MADE):
-            assert item.target is not None  # noqa: S101  its invariant says so
-            self._found[item.kind].append((item.source, item.target))
+            if item.target is not None:
+                made.setdefault(item.kind, []).append((item.source, item.target))
         lost = self.ledger.open_batches()
         if lost:
             rows = sum(len(batch.sources) for batch in lost)
@@ -393,6 +417,9 @@ class Migration:
                 self._group = group
                 for batch in lost:
                     self._doubt(batch)
+                for kind, rows in made.items():
+                    # What follows them may have been sent before we died, and may still land.
+                    self._later(partial(self._look_after_a_while, kind, rows, unsure=self._died))
                 group.create_task(self._guarded(self._read_source))
                 for _ in range(self._lanes):
                     group.create_task(self._lane())
@@ -699,7 +726,7 @@ class Migration:
 
     async def _send(self, kind: str, ready: list[_Ready]) -> None:
         """One request: written down, sent once, and what came of it written down."""
-        entity, rows = MOVED[kind], {each.source: each for each in ready}
+        entity, rows, begun = MOVED[kind], {each.source: each for each in ready}, self.clock.monotonic()
         at = await self.target.run(_server_time())
         batch = self.ledger.intend(kind, list(rows), self._watermarks[kind], at, [each.sent for each in ready])
         self._moved(kind, State.PENDING, State.INTENT, len(rows))
@@ -718,9 +745,9 @@ class Migration:
             self._again += [(kind, part) for part in again]
         if unknown:
             self._tell(said=f"{unknown} {kind} may or may not have been made: looking for them")
-            self._doubt(evolve(batch, sources=tuple(rows.keys() - became.keys())), held=True)
+            self._doubt(evolve(batch, sources=tuple(rows.keys() - became.keys()), certain=certain), held=True)
         self._tell()
-        await self._heed([receipt.error for receipt in receipts.values() if isinstance(receipt, NotApplied)])
+        await self._heed(list(receipts.values()), begun)
 
     def _told(
         self, kind: str, rows: Mapping[Id, _Ready], receipts: Mapping[Id, Receipt[Any]]
@@ -782,36 +809,37 @@ class Migration:
             if counts[each] <= 0:
                 del counts[each]
 
-    async def _heed(self, errors: Sequence[CRMError]) -> None:
-        """Nothing was applied, through no fault of the rows: wait, or stop where waiting is no use."""
-        grave = next(
-            (each for each in errors if not isinstance(each, (*_PASSING, Rejected)) or isinstance(each, Banned)), None
-        )
-        if grave is not None:
-            raise grave
-        passing = next((each for each in errors if isinstance(each, _PASSING)), None)
+    async def _heed(self, receipts: Sequence[Receipt[Any]], begun: float) -> None:
+        """Whatever was not applied through no fault of its rows: wait, or stop where waiting is no use.
+
+        ``begun`` is when it was sent: what fails together fails once.
+        """
+        errors = [each.error for each in receipts if isinstance(each, NotApplied | Unknown)]
+        for each in errors:
+            if isinstance(each, Banned) or not isinstance(each, (*_PASSING, AmbiguousWrite, Rejected)):
+                raise each
+        self._made_some = self._made_some or any(isinstance(each, Made) for each in receipts)
+        passing = next((each for each in errors if not isinstance(each, Rejected)), None)
         if passing is None:
             self._failures = 0
             return
-        self._failures += 1
+        if begun >= self._failed_at:
+            self._failures, self._failed_at = self._failures + 1, self.clock.monotonic()
         if self._failures >= _TRIES:
             raise passing
-        self._tell(said=f"{passing.message}: trying again in {2**self._failures} s")
-        await self._pause(float(2**self._failures))
+        if not isinstance(passing, AmbiguousWrite):
+            self._tell(said=f"{passing.message}: trying again in {2**self._failures} s")
+            await self._pause(float(2**self._failures))
 
     # ------------------------------------------------------------------------------------------------------ finishing
 
     async def _finish(self, kind: str, rows: Sequence[tuple[Id, Id]]) -> None:
         """What follows rows that were made: ties, and that a task is done. All of it may be said again."""
-        entity, failed = MOVED[kind], dict[Id, CRMError]()
-        there = {source: self._translate(self.ledger.row(kind, source)) for source, _ in rows}
-        sent = [
-            (target, self._as_sent(kind, source, self.ledger.row(kind, source), there[source]))
-            for source, target in rows
-        ]
-        if flows.finishes(self.target.dialect, entity):
-            wrong = await self.target.run(flows.finish_many(self.target.dialect, entity, sent))
-            failed = {source: error for (source, _), error in zip(rows, wrong, strict=True) if error is not None}
+        begun = self.clock.monotonic()
+        held = {source: self.ledger.row(kind, source) for source, _ in rows}
+        there = {source: self._translate(row) for source, row in held.items()}
+        sent = {source: self._as_sent(kind, source, held[source], there[source]) for source in held}
+        failed = await self._follow(kind, rows, sent)
         later = [(source, target) for source, target in rows if there[source].later and source not in failed]
         failed |= await self._complete(kind, later, there)
         became = {source: Settled(state=State.DONE) for source, _ in rows if source not in failed}
@@ -821,7 +849,23 @@ class Migration:
             if source in failed:
                 await self._unfinishable(kind, source, target, failed[source])
         self._tell()
-        await self._heed([each for each in failed.values() if isinstance(each, _PASSING)])
+        passing = [NotApplied(error=each) for each in failed.values() if isinstance(each, _PASSING)]
+        await self._heed(passing or [Made()], begun)
+
+    async def _follow(self, kind: str, rows: Sequence[tuple[Id, Id]], sent: Mapping[Id, Any]) -> dict[Id, CRMError]:
+        """What follows rows once they are made; where one is refused for another's sake, halves tell which."""
+        if not flows.finishes(self.target.dialect, MOVED[kind]):
+            return {}
+        given = [(target, sent[source]) for source, target in rows]
+        wrong = await self.target.run(flows.finish_many(self.target.dialect, MOVED[kind], given))
+        failed = {source: error for (source, _), error in zip(rows, wrong, strict=True) if error is not None}
+        refused = [pair for pair in rows if isinstance(failed.get(pair[0]), Rejected | NotFound)]
+        if len(rows) > 1 and refused:
+            half = (len(refused) + 1) // 2
+            for part in (refused[:half], refused[half:]):
+                failed = {source: error for source, error in failed.items() if source not in dict(part)}
+                failed |= await self._follow(kind, part, sent) if part else {}
+        return failed
 
     async def _complete(
         self, kind: str, rows: Sequence[tuple[Id, Id]], there: Mapping[Id, Translated]
@@ -852,7 +896,9 @@ class Migration:
         tries = int(self.ledger.mapped(f"finishing {kind}", source) or 0) + 1
         if isinstance(error, (*_PASSING, AmbiguousWrite)) and tries < _TRIES and item is not None:
             self.ledger.learn(f"finishing {kind}", source, tries, str(error))
-            self._later(partial(self._look_after_a_while, kind, source, target, error))
+            unsure = isinstance(error, AmbiguousWrite)
+            self._unsure = self._unsure or unsure
+            self._later(partial(self._look_after_a_while, kind, [(source, target)], unsure=unsure))
             return
         if not isinstance(error, (*_PASSING, AmbiguousWrite, Rejected, NotFound, UsageError)):
             raise error
@@ -872,11 +918,11 @@ class Migration:
 
         self._group.create_task(self._guarded(waiting))
 
-    async def _look_after_a_while(self, kind: str, source: Id, target: Id, error: CRMError) -> None:
-        if isinstance(error, AmbiguousWrite):
+    async def _look_after_a_while(self, kind: str, rows: Sequence[tuple[Id, Id]], *, unsure: bool) -> None:
+        if unsure:
             await self._pause(self.plan.quarantine)
         if not self._halted:
-            self._found[kind].append((source, target))
+            self._found[kind] += rows
 
     async def _look_after(self, kind: str, rows: Sequence[tuple[Id, Id]]) -> None:
         """Rows that are there, and nobody knows whether they were finished: only what they lack is done."""
@@ -935,31 +981,40 @@ class Migration:
 
     async def _resolve(self, batch: Batch, rows: dict[Id, _Ready]) -> None:
         """Look at once, and once more when nobody can be working on it any longer: only then is "not there" an answer."""
-        kind, noticed = batch.kind, self.clock.monotonic()
-        until, found_any, blind = noticed + self.plan.quarantine, False, False
+        kind, until = batch.kind, self.clock.monotonic() + self.plan.quarantine
+        alone, found_any = len(rows) == 1, self.ledger.partly(batch)
         while rows:
-            found, blind = await self._seen(batch, rows)
+            # What began before the time was up may have looked where the row was not yet.
             over = self.clock.monotonic() >= until
-            became = {source: self._made(kind, rows[source], target) for source, target in found.items()}
+            found, blind = await self._seen(batch, rows, last=over)
             found_any = found_any or bool(found)
-            if over and len(found) < len(rows):
-                became |= self._given_up(batch, [source for source in rows if source not in found], found_any, blind)
-            done = len(became) == len(rows)
+            became = {source: self._made(kind, rows[source], target) for source, target in found.items()}
+            if over:
+                lost = [source for source in rows if source not in found]
+                became |= self._given_up(batch, lost, found_any=found_any, blind=blind, alone=alone)
             if became:
-                self.ledger.settle(batch, became, _outcome(became) if done else None)
+                self.ledger.settle(batch, became, _outcome(became) if len(became) == len(rows) else None)
             for source, told in became.items():
                 self._moved(kind, State.INTENT, told.state, 1)
                 self._release(kind, [rows[source].print])
                 self._after_doubt(kind, source, told)
                 del rows[source]
+            self._send_again(kind, [source for source, told in became.items() if told.state is State.PENDING])
             self._tell()
             self._wake()
+            if self._halted or not rows:
+                return
+            await self._pause(until - self.clock.monotonic())
             if self._halted:
                 return
-            if rows:
-                await self._pause(min(max(self.plan.quarantine / 3, 0.05), until - self.clock.monotonic()))
-                if self._halted:
-                    return
+
+    def _send_again(self, kind: str, rows: Sequence[Id]) -> None:
+        """Rows that were certainly not made go together once more, and then in halves: one of them may be what is wrong."""
+        if not rows:
+            return
+        tried = max(item.attempts for source in rows if (item := self.ledger.item(kind, source)) is not None)
+        half = len(rows) if tried < 2 else (len(rows) + 1) // 2
+        self._again += [(kind, part) for part in (tuple(rows[:half]), tuple(rows[half:])) if part]
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not while everything else has stopped."""
@@ -967,12 +1022,13 @@ class Migration:
         while not self._halted and (left := until - self.clock.monotonic()) > 0:
             await self.clock.sleep(min(left, 1.0))
 
-    async def _seen(self, batch: Batch, rows: Mapping[Id, _Ready]) -> tuple[dict[Id, Id], bool]:
-        """Which rows of a batch are in the target."""
+    async def _seen(self, batch: Batch, rows: Mapping[Id, _Ready], *, last: bool) -> tuple[dict[Id, Id], bool]:
+        """Which rows of a batch are in the target, and whether rows are there that cannot be read."""
         kind, entity, prints = batch.kind, MOVED[batch.kind], self._prints[batch.kind]
         sent = {source: each.sent for source, each in rows.items()}
-        looking = seek(self.target.dialect, entity, list(sent.values()), batch.watermark, batch.sent_at)
-        seen = await self.target.run(looking)
+        seen = await self.target.run(
+            seek(self.target.dialect, entity, list(sent.values()), batch.watermark, batch.sent_at, last=last)
+        )
         needs, owned = prints.needs(sent.values()), partial(self.ledger.owned, kind)
         whole = await self.target.run(completed(self.target.dialect, entity, seen.rows, needs, owned))
         # While it was looked, others may have become somebody's.
@@ -988,7 +1044,9 @@ class Migration:
         spoken = self.target.dialect
         return own(spoken, kind, content(spoken, there.whole, compared(spoken, kind)))
 
-    def _given_up(self, batch: Batch, lost: Sequence[Id], found_any: bool, blind: bool) -> dict[Id, Settled]:
+    def _given_up(
+        self, batch: Batch, lost: Sequence[Id], *, found_any: bool, blind: bool, alone: bool
+    ) -> dict[Id, Settled]:
         """Rows that are not there and will not be: to be sent again, unless there is reason to think that they are."""
         route = self.target.dialect.route(MOVED[batch.kind], Verb.CREATE)
         whole = found_any and isinstance(route, Writing) and route.atomic
@@ -1007,7 +1065,7 @@ class Migration:
             tried = item.attempts if item is not None else 0
             if why is not None:
                 became[source] = Settled(state=State.DOUBT, error=f"{why}: look for it in the target by hand")
-            elif tried >= _VANISHING:
+            elif alone and tried >= (_VANISHING if self._made_some else 3 * _VANISHING):
                 became[source] = Settled(
                     state=State.REJECTED, error=f"it vanishes: sent {tried} times, and never there"
                 )
@@ -1018,8 +1076,6 @@ class Migration:
     def _after_doubt(self, kind: str, source: Id, told: Settled) -> None:
         if told.state is State.MADE and told.target is not None:
             self._found[kind].append((source, told.target))
-        elif told.state is State.PENDING:
-            self._again.append((kind, (source,)))
         if isinstance(told.target, int):
             self._watermarks[kind] = max(self._watermarks[kind], told.target)
 
@@ -1027,10 +1083,12 @@ class Migration:
 
     async def _verify(self) -> None:
         """Read both sides whole. What has come to the source meanwhile, or was changed there, is moved too."""
-        for _ in range(_ROUNDS):
+        for last in (*[False] * (_ROUNDS - 1), True):
             self._tell("verifying")
             self._altered.clear()
             self._new.clear()
+            self._coming_late.clear()
+            self._reopened = 0
             differing: list[Finding] = []
 
             def each(finding: Finding, differing: list[Finding] = differing) -> None:
@@ -1052,7 +1110,7 @@ class Migration:
             if self._stopping:
                 return
             new, self._new = self._new, []
-            if not new and not differing:
+            if last or not (new or differing or self._reopened):
                 break
             self._tell("moving", f"{len(new)} rows are new in the source since, {len(differing)} were changed")
             self._note(new, ended=True)
@@ -1061,7 +1119,7 @@ class Migration:
             if self._stopping:
                 return
         assert self.verdict is not None  # noqa: S101  there is one round at least
-        self.ledger.note_state("ended", self.clock.now(), json.dumps(self.verdict.as_tree(), ensure_ascii=False))
+        self.ledger.note_state(_ENDED, self.clock.now(), json.dumps(self.verdict.as_tree(), ensure_ascii=False))
         self.ended = True
         self._tell("ended", self.verdict.sentence)
 
@@ -1072,9 +1130,20 @@ class Migration:
         """A row of the source as it is read once more."""
         item = self.ledger.item(kind_of(row), row.id)
         if item is None:
-            self._new += self._fresh(row)
-        elif item.state in SETTLED and (item.digest != digest(row) or item.error == ADOPTED):
-            self._altered[item.kind, item.source] = row
+            fresh = list(self._fresh(row))
+            self._new += fresh
+            self._coming_late.update((each.kind, each.source) for each in fresh)
+        elif item.state in SETTLED:
+            late = any((at, id) in self._coming_late for at, id, _ in _hangs_on(row))
+            if item.state in (State.SKIPPED, State.REJECTED) and (late or item.digest != digest(row)):
+                if item.kind in self._prints:
+                    self.ledger.reopen(
+                        Fresh(kind=item.kind, source=item.source, row=row, above=item.above, name=item.name)
+                    )
+                    self._moved(item.kind, item.state, State.PENDING, 1)
+                    self._reopened += 1
+            elif late or item.digest != digest(row) or item.error == ADOPTED:
+                self._altered[item.kind, item.source] = row
 
     async def _update(self, differing: Sequence[Finding]) -> None:
         """What was changed in the source since it was moved is changed in the target, unless somebody changed it there."""
@@ -1111,6 +1180,15 @@ class Migration:
             except (UsageError, Rejected, NotFound) as wrong:
                 return f"its change cannot be moved: {wrong}"
         return f"{self.target.dialect.title} cannot change its {', '.join(stuck)}" if stuck else None
+
+
+def _like(wanted: Field, known: Iterable[Field]) -> Field | None:
+    """A custom field of this code, or of this name and type."""
+    for each in known:
+        named = word(each.name) == word(wanted.name) and each.type is wanted.type
+        if each.entity is wanted.entity and (named or (wanted.code is not None and each.code == wanted.code)):
+            return each
+    return None
 
 
 def _run_of(plan: Plan, clock: Clock) -> Run:

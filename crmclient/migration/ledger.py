@@ -396,6 +396,14 @@ class Ledger:
             sql = "UPDATE item SET digest = ?, wrote = coalesce(?, wrote), error = ? WHERE kind = ? AND src = ?"
             self.db.execute(sql, (found, wrote, _sayable(error), kind, source))
 
+    def reopen(self, fresh: Fresh) -> None:
+        """A row that had no place or was refused says something else by now, or what it hangs on has come: once more."""
+        with self.commit(f"reopen {fresh.kind}"):
+            sql = "UPDATE item SET state = 'pending', digest = ?, attempts = 0, error = NULL WHERE kind = ? AND src = ?"
+            self.db.execute(sql, (digest(fresh.row), fresh.kind, fresh.source))
+            row = (fresh.kind, fresh.source, as_text(fresh.row))
+            self.db.execute("INSERT OR REPLACE INTO row (kind, src, tree) VALUES (?, ?, ?)", row)
+
     def adopt(self, pairs: Iterable[tuple[str, Id, Id]]) -> int:
         """Rows that are in the target already, as their marks or what they say has told: kind and both ids. How many."""
         sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, error) VALUES (?, ?, 'done', ?, 'adopted')"
@@ -449,6 +457,11 @@ class Ledger:
     def _sources(self, batch: int) -> tuple[Id, ...]:
         sql = "SELECT src FROM item WHERE state = 'intent' AND batch = ? ORDER BY src"
         return tuple(source for (source,) in self.db.execute(sql, (batch,)))
+
+    def partly(self, batch: Batch) -> bool:
+        """Whether rows of a request are known to have been made."""
+        sql = "SELECT 1 FROM item WHERE kind = ? AND batch = ? AND tgt IS NOT NULL"
+        return self.db.execute(sql, (batch.kind, batch.id)).fetchone() is not None
 
     def pairs(self, kind: str) -> Iterator[tuple[Id, Id]]:
         """What became of the rows of a kind that are in the target: the source's id and the target's."""

@@ -52,13 +52,16 @@ class _OutOfOrder(Exception):
 # ----------------------------------------------------------------------------------------------------------- looking
 
 
-def seek(dialect: Dialect, entity: type[Any], sent: Sequence[Any], watermark: int, at: datetime) -> Flow[Found]:
+def seek(
+    dialect: Dialect, entity: type[Any], sent: Sequence[Any], watermark: int, at: datetime, *, last: bool = False
+) -> Flow[Found]:
     """The rows of a kind with ids above the watermark, as far as one of those sent can be among them.
 
     ``at`` is when they were sent, on the server's clock. How it is looked is what the dialect declares; where it does not
-    declare anything, or its server does not do as it declares, the whole listing is read.
+    declare anything, or its server does not do as it declares, the whole listing is read. ``last``: what is not found now
+    is sent again, so that a search, which only the server understands, is not enough.
     """
-    looking = _Looking(dialect, entity, watermark)
+    looking = _Looking(dialect, entity, watermark, last)
     try:
         yield from looking.by(dialect.resource(entity).evidence, sent, at)
     except (_OutOfOrder, Unsupported):
@@ -71,6 +74,7 @@ class _Looking:
     dialect: Dialect
     entity: type[Any]
     watermark: int
+    last: bool = False
     found: dict[Id, Any] = field(factory=dict[Id, Any])
     unreadable: list[Unreadable] = field(factory=list[Unreadable])
 
@@ -147,7 +151,7 @@ class _Looking:
         asked: list[Filter] = []
         for row in sent:
             wanted = route.find(row) if isinstance(route, Writing) and route.find is not None else None
-            if wanted is None:  # it holds nothing to be looked for by
+            if wanted is None or (self.last and wanted.text is not None):  # it holds nothing that is certainly found
                 yield from self.everything()
                 return
             if wanted not in asked:
@@ -202,10 +206,12 @@ class Prints:
         return frozenset(name for row in sent for name in self._told(row))
 
     def of(self, row: Any) -> Hashable:
-        """The print of a row as it is sent."""
+        """The print of a row as it is sent: of what is always compared, as one row may say a part of what another says."""
         if self.marks:
             return unmarked(row)[1]
-        return self._said(row, self._told(row))
+        return self._said(
+            row, [name for name in (*_SAID, "name", "kind") if name in self._names and hasattr(row, name)]
+        )
 
     def _told(self, row: Any) -> tuple[str, ...]:
         given = [name for name in _GIVEN if not is_empty(getattr(row, name, None))]
@@ -225,7 +231,8 @@ class Prints:
         alike: dict[tuple[tuple[str, ...], Hashable], list[Id]] = defaultdict(list)
         for source in sorted(sent, key=_in_order):
             alike[self._told(sent[source]), self._said(sent[source], self._told(sent[source]))].append(source)
-        for (names, said), sources in alike.items():
+        # Those that say most choose first: what they say fits fewer rows.
+        for (names, said), sources in sorted(alike.items(), key=lambda each: -len(each[0][0])):
             fitting = [id for id, row in free.items() if self._said(row, names) == said]
             for source, target in zip(sources, fitting, strict=False):
                 pairs[source] = target

@@ -20,8 +20,11 @@ from attrs import asdict, frozen
 
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
+from crmclient.migration.engine import ADOPTED
 from crmclient.migration.ledger import Batch, Item, Ledger, LedgerFailed, Run, State
 from crmclient.migration.matching import KINDS
+from crmclient.migration.plan import Plan, Side, from_toml
+from crmclient.serial import to_tree
 from crmclient.tokens import FILES, Files
 
 # More rows of a section than this are not for reading.
@@ -29,8 +32,8 @@ MOST: Final = 1000
 _LONGEST: Final = 300
 # Whose error this is hangs on a row that was refused: "its contact 7 was rejected".
 _HUNG: Final = re.compile(r"its (\w+) (.+) was rejected", re.DOTALL)
-# Notes of the ledger to itself, and no words of an account.
-_ITS_OWN: Final = ("watermark",)
+# Words that accounts have; whatever else the ledger has noted down is for itself.
+_FOUND_OR_MADE: Final = {"marker": "fields", "field": "fields", "me": "users"}
 
 
 @frozen(kw_only=True)
@@ -47,12 +50,14 @@ class Kept:
 
 @frozen(kw_only=True)
 class Word:
-    """A word of the source (a stage, a field, a tag) and its like in the target, found or made on the way."""
+    """A word of the source (a user, a stage, a field) and its like in the target, by the plan or made on the way."""
 
     kind: str
-    source: Id
+    source: Id | None
     target: Id | None
-    how: str | None
+    name: str | None = None
+    how: str | None = None
+    rows: int | None = None
 
 
 class Report:
@@ -102,6 +107,14 @@ class Report:
             return self._files.read(handle, 200).decode(errors="replace").strip() or "another process"
         finally:
             self._files.close(handle)
+
+    @property
+    def plan(self) -> Plan | None:
+        """By which plan, if that can be read: a ledger outlives the layout of plans, and tells what it can without."""
+        try:
+            return from_toml(self.run.plan) if self.run is not None and self.run.plan else None
+        except Misconfigured:
+            return None
 
     def number(self, *states: State) -> int:
         """Rows of all kinds in these states, or all."""
@@ -180,11 +193,22 @@ class Report:
         for kind, source, target, name, what, value in self.db.execute(sql):
             yield Kept(kind=kind, source=source, target=target, name=name, what=what, value=json.loads(value))
 
+    def remarked(self) -> Iterator[Item]:
+        """Rows that moved, and of which there is something to say: what they go without, what was not finished."""
+        for each in self.items(State.DONE):
+            if each.error not in (None, ADOPTED):
+                yield each
+
     def words(self) -> Iterator[Word]:
-        """Words of the source that were found or made on the way."""
-        sql = f"SELECT kind, src, tgt, how FROM map WHERE kind NOT IN ({', '.join('?' for _ in _ITS_OWN)})"  # noqa: S608
-        for kind, source, target, how in self.db.execute(sql, _ITS_OWN):
-            yield Word(kind=kind, source=source, target=target, how=how)
+        """Words that rows are of, by the plan, then those that were found or made on the way."""
+        plan = self.plan
+        for kind in ("users", "stages", "fields", "task_types") if plan is not None else ():
+            for each in getattr(plan, kind):
+                if each.rows:
+                    yield _word(kind, each)
+        for what, source, target, how in self.db.execute("SELECT kind, src, tgt, how FROM map"):
+            if what in _FOUND_OR_MADE:
+                yield Word(kind=_FOUND_OR_MADE[what], source=source, target=target, how=how)
 
     def open_batches(self) -> list[Batch]:
         """Requests of which nobody knows what became of them."""
@@ -198,17 +222,18 @@ class Report:
 
     def summary(self) -> dict[str, Any]:
         """Everything but the rows."""
-        run = self.begun()
+        run, plan = self.begun(), self.plan
         return {
             "run": run.id,
-            "source": run.source,
-            "target": run.target,
+            "source": _side(run.source, plan.source if plan is not None else None),
+            "target": _side(run.target, plan.target if plan is not None else None),
             "plan": run.plan_hash,
             "state": run.state,
             "started_at": run.started_at.isoformat(),
             "ended_at": run.ended_at.isoformat() if run.ended_at is not None else None,
             "sentence": self.sentences,
             "kinds": counts_tree(self.counts),
+            "losses": to_tree(plan.losses) if plan is not None else None,
             "verdict": self.verdict,
         }
 
@@ -222,6 +247,7 @@ class Report:
             "in_doubt": trees(self.items(State.DOUBT)),
             "skipped": trees(self.items(State.SKIPPED)),
             "folded": trees(self.items(State.FOLDED)),
+            "remarked": trees(self.remarked()),
             "kept": (dumps(asdict(each)) for each in self.kept()),
             **({"rows": trees(self.items())} if every else {}),
         }
@@ -244,13 +270,13 @@ class Report:
 
     def html(self, *, most: int = MOST) -> Iterator[str]:
         """One page that needs nothing else, piece by piece; of no section more than ``most`` rows."""
-        run = self.begun()
+        run, plan = self.begun(), self.plan
         title = f"{_place(run.source)} → {_place(run.target)}"
         yield _HEAD.format(title=_shown(title), style=_STYLE)
         yield f"<h1>{_shown(title)}</h1>\n<p class=headline>{_shown(self.sentences)}</p>\n"
         facts = {
-            "From": run.source,
-            "To": run.target,
+            "From": _called(run.source, plan.source if plan is not None else None),
+            "To": _called(run.target, plan.target if plan is not None else None),
             "Began": _when(run.started_at),
             "Ended": _when(run.ended_at),
             "State": run.state,
@@ -261,7 +287,7 @@ class Report:
         yield f"<dl>{told}</dl>\n"
         yield from self._by_kind()
         yield from self._verified()
-        yield from self._sections(most)
+        yield from self._sections(most, plan)
         yield "</main>\n</html>\n"
 
     def _by_kind(self) -> Iterator[str]:
@@ -286,7 +312,7 @@ class Report:
                 yield f"<h3>{about}</h3>\n"
                 yield from _numbers(("rows",), [(what, [number]) for what, number in sorted(counts.items())])
 
-    def _sections(self, most: int) -> Iterator[str]:
+    def _sections(self, most: int, plan: Plan | None) -> Iterator[str]:
         both, refused = ("id in the source", "id in the target"), self.number(State.REJECTED)
         yield from _section(
             "Refused",
@@ -295,6 +321,23 @@ class Report:
             ((_indented(depth, each), *_ids(each), each.name, each.error) for depth, each in self.refused()),
             most,
             refused,
+        )
+        yield from _section(
+            "Moved, but",
+            "These are in the target, and there is something to say of them.",
+            ("kind", *both, "name", "what"),
+            ((each.kind, *_ids(each), each.name, each.error) for each in self.remarked()),
+            most,
+            sum(1 for _ in self.remarked()),
+        )
+        losses = plan.losses if plan is not None else ()
+        yield from _section(
+            "Named beforehand",
+            "What of these rows does not arrive as it is, as the plan said before anything was moved.",
+            ("what", "rows", "choice", "because"),
+            ((each.what, each.rows, each.choice, each.why) for each in losses),
+            most,
+            len(losses),
         )
         for title, about, state in _SECTIONS:
             yield from _section(
@@ -318,9 +361,9 @@ class Report:
         words = sum(1 for _ in self.words())
         yield from _section(
             "Words",
-            "Stages, fields, users and the like for which the target had, or was given, a like.",
-            ("kind", *both, "how"),
-            ((each.kind, each.source, each.target, each.how) for each in self.words()),
+            "Users, stages, fields and types of tasks that rows are of, and what each is in the target.",
+            ("kind", *both, "name", "found by", "rows"),
+            ((each.kind, each.source, each.target, each.name, each.how, each.rows) for each in self.words()),
             most,
             words,
         )
@@ -370,6 +413,20 @@ def _tree(item: Item, *, dumps: Callable[[Any], str]) -> str:
         "attempts": item.attempts,
     }
     return dumps(told)
+
+
+def _word(kind: str, match: Any) -> Word:
+    """A match of a plan; of a stage, a field and a user each side has its own names for its id."""
+    source = match.stage if kind == "stages" else match.source if match.source is not None else match.code
+    target = match.target_stage if kind == "stages" else match.target
+    if target is None and kind == "fields":
+        target = match.target_code
+    return Word(kind=kind, source=source, target=target, name=match.name, how=match.how, rows=match.rows)
+
+
+def _side(address: str, side: Side | None) -> dict[str, Any]:
+    known = {} if side is None else {"dialect": side.dialect, "account": side.account, "name": side.name}
+    return {"address": address, **known}
 
 
 def _parted(pieces: Iterable[str]) -> Iterator[str]:
@@ -452,6 +509,10 @@ def _said(value: Any) -> str:
 
 def _place(address: str) -> str:
     return address.partition("://")[2] or address
+
+
+def _called(address: str, side: Side | None) -> str:
+    return f"{address} ({side.name})" if side is not None and side.name else address
 
 
 def _when(moment: datetime | None) -> str:

@@ -158,7 +158,7 @@ class Translated:
     @property
     def whole(self) -> Any:
         """The row as it stands once it is finished."""
-        return evolve(self.row, **self.later)
+        return evolve(self.row, **self.later) if self.later else self.row
 
 
 @define
@@ -182,7 +182,7 @@ class Translation:
         resource = self.target.resource(MOVED[kind])
         moved = self._moved(kind, row, fields_lost)
         invented = self._invented(kind, moved)
-        complete = evolve(moved, **invented)
+        complete = evolve(moved, **invented) if invented else moved
         if "kind" not in resource.survivors(Verb.CREATE):
             complete = folded(complete, fold=self.words.fold) or complete
         kept, gone = flows.carried(self.target, complete)

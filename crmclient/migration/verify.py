@@ -243,6 +243,7 @@ class _Comparing:
     no_place: Counter[str] = field(factory=Counter[str])
     lost: Counter[tuple[str, str]] = field(factory=Counter[tuple[str, str]])
     restamped: Counter[str] = field(factory=Counter[str])
+    known: dict[str, frozenset[str]] = field(factory=dict[str, frozenset[str]])
     translate: Translation = field(init=False)
     read: list[str] = field(init=False)
     named: bool = field(init=False)
@@ -359,7 +360,9 @@ class _Comparing:
         self.db.executemany(sql, ((side, *above, own) for above in _above(said)))
 
     def _compared(self, kind: str) -> frozenset[str]:
-        return compared(self.target.dialect, kind)
+        if kind not in self.known:
+            self.known[kind] = compared(self.target.dialect, kind)
+        return self.known[kind]
 
     def _marked(self, kind: str) -> None:
         """Pair what is left and says where it came from, the lowest id first where several came from one."""
@@ -576,9 +579,11 @@ def _tells(content: Mapping[str, Any], names: Sequence[str], number: int) -> boo
 
 def comparable(part: Any, rows_there: bool) -> Any:
     """A content as JSON that is equal where it says the same: in any order, and whatever a number's form is."""
+    if part is None or isinstance(part, str | int):
+        return part
     if isinstance(part, tuple):
-        parts: tuple[Any, ...] = part  # pyright: ignore[reportUnknownVariableType]
-        return sorted((comparable(each, rows_there) for each in parts), key=json.dumps)
+        parts = [comparable(each, rows_there) for each in cast("tuple[Any, ...]", part)]
+        return parts if len(parts) < 2 else sorted(parts, key=json.dumps)
     if isinstance(part, Link):
         if part.ref.kind is Kind.COMPANY:
             # Where companies are no rows, it is the name that counts.

@@ -7,19 +7,17 @@ named by the run it is in, where it is and its number there: ``target 7`` is the
 """
 
 import asyncio
-import gc
 import os
-import random
 import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 from attrs import define, evolve, field, frozen
 
 from crmclient import Client
@@ -30,6 +28,7 @@ from crmclient.entities import Company
 from crmclient.errors import CRMError
 from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Ledger, State
+from crmclient.migration.matching import MOVED
 from crmclient.migration.plan import Plan, plan
 from crmclient.pacing import SharedPacers
 from crmclient.registry import dialect
@@ -92,15 +91,16 @@ class Life(CrashPoints):
     run: int = 1
     decide: Decide = nothing
     commits: int = 0
+    passing: str = ""
 
     def __call__(self, point: str) -> None:
         if self.dead:
             raise SimulatedCrash(point)
-        side, _, what = point.partition(" ")
+        self.passing, _, what = point.partition(" ")
         if what.startswith("request"):
             return
-        self.commits += side == "before"
-        if self.decide(Point(self.run, "commit", self.commits), what) == side:
+        self.commits += self.passing == "before"
+        if self.decide(Point(self.run, "commit", self.commits), what) == self.passing:
             self.die_now(point)
 
     def die_now(self, point: str) -> None:
@@ -157,6 +157,8 @@ class Stage:
     plan: Plan
     switches: Mapping[str, Setting]
     expected: "Seen" = field(init=False)
+    written: frozenset[str] = frozenset()
+    """The kinds that are never more in the target than were meant to be."""
     points: dict[str, list[str]] = field(factory=dict[str, list[str]])
     """What the faultless move does, by where."""
 
@@ -194,130 +196,182 @@ async def stage_of(
     stage.expected = Seen({}, Counter(), Counter(), 0)
     score = await trial(stage, look)
     stage.expected, stage.points = score.seen, seen
-    score = evolve(score, stage=stage)
+    stage.written = frozenset(MOVED)
     assert not score.wrong, f"{origin} to {goal} without any fault: {score.wrong}"
-    assert score.seen.late_parents == 0
+    _as_in_the_source(stage)
     _stages[key] = stage
     return stage
 
 
-def _client(name: str, running: Running, clock: FakeClock, life: Life | None = None, *, limits: bool = True) -> Client:
+def _client(name: str, running: Running, clock: FakeClock, life: Life | None = None, **more: Any) -> Client:
     transport = running.transport()
     if life is not None:
         transport = CrashingTransport(life, transport)
     # A process that is started anew knows nothing of the pace of the one before.
-    return client_of(dialect(name), running, transport=transport, clock=clock, pacer=SharedPacers(), rate=() if not limits else None)
+    return client_of(dialect(name), running, transport=transport, clock=clock, pacer=SharedPacers(), **more)
 
 
 # ---------------------------------------------------------------------------------------------------------- the trial
 
 
-async def trial(
-    stage: Stage,
-    decide: Decide = nothing,
-    *,
-    lanes: int = 8,
-    limits: bool = False,
-    foreign: bool = False,
-    seconds: Callable[[], float] = lambda: LATE,
-    settings: Mapping[str, Any] | None = None,
-    told: Callable[[str], None] = lambda line: None,
-) -> "Score":
+@frozen(kw_only=True)
+class Way:
+    """How a move is made. ``latency`` are seconds that each request takes to the server; without ``limits`` neither side
+    counts nor paces. A ``foreign`` writer makes rows in the target meanwhile; ``late`` is how late what is late lands.
+    ``changed`` is set on each Migration.
+    """
+
+    lanes: int = 8
+    limits: bool = False
+    latency: float = 0.0
+    foreign: bool = False
+    late: Callable[[], float] = lambda: LATE
+    changed: Mapping[str, Any] = field(factory=dict[str, Any])
+    told: Callable[[str], None] = lambda line: None
+
+
+USUAL: Final = Way()
+
+
+async def trial(stage: Stage, decide: Decide = nothing, way: Way = USUAL) -> "Score":
     """Move until it ends, whatever is decided on the way, and look at what stands in the target then."""
-    clock, path = FakeClock(), Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-    now = Life()
-    raised: list[str] = []
-    violations: list[str] = []
+    clock, folder = FakeClock(), Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    try:
+        with stage.full.copy(clock=clock) as full, stage.empty.copy(clock=clock) as empty:
+            empty.sparse = stage.empty.sparse
+            return await _Trial(stage, decide, way, clock, folder / "ledger", {"source": full, "target": empty}).score()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def deciding(where: str, faults: Faults) -> Callable[[str, str, int], Fault | None]:
-        def decided(method: str, what: str, number: int) -> Fault | None:
-            counted[where] += 1
-            act = decide(Point(now.run, where, counted[where]), f"{method} {what}")
-            if act is None:
-                return None
-            told(f"run {now.run}, {where} {counted[where]}, {method} {what}: {act}")
-            fault = FAULTS[act]
-            return evolve(fault, seconds=seconds()) if "late" in act else fault
 
-        return decided
+@define
+class _Trial:
+    stage: Stage
+    decide: Decide
+    way: Way
+    clock: FakeClock
+    path: Path
+    worlds: Mapping[str, World]
+    sides: dict[str, Running] = field(factory=dict[str, Running])
+    life: Life = field(factory=Life)
+    counted: Counter[str] = field(factory=Counter[str])
+    hits: int = 0
+    raised: list[str] = field(factory=list[str])
+    violations: list[str] = field(factory=list[str])
+    migration: Migration | None = None
 
-    def kill(fault: Fault) -> None:
-        now.die_now(str(fault.action))
+    async def score(self) -> "Score":
+        for where, name in (("source", self.stage.origin), ("target", self.stage.goal)):
+            faults = Faults(kill=self._kill)
+            faults.decide = partial(self._decided, where)
+            switches = self.stage.switches if where == "target" else {}
+            more = {"faults": faults, "switches": switches, "limits": self.way.limits}
+            self.sides[where] = in_process(face(name), self.worlds[where], **more)
+        if self.way.foreign:
+            self.sides["target"].meanwhile(_walk_in, every=2)
+        for run in range(1, RESTARTS + 2):
+            self.life = Life(run=run, decide=self._at_commit)
+            self.counted.clear()
+            if await self._ended():
+                break
+            self.clock.advance(AGAIN)
+        else:
+            self.raised.append(f"not at its end after {RESTARTS} restarts")
+        self.life.dead = True
+        for side in self.sides.values():
+            await side.faults.land()
+        return self._scored()
 
-    counted: Counter[str] = Counter()
-    with stage.full.copy(clock=clock) as full, stage.empty.copy(clock=clock) as empty:
-        empty.sparse = stage.empty.sparse
-        sides: dict[str, Running] = {}
-        for where, name, world in (("source", stage.origin, full), ("target", stage.goal, empty)):
-            faults = Faults(kill=kill)
-            faults.decide = deciding(where, faults)
-            switches = stage.switches if where == "target" else {}
-            sides[where] = in_process(face(name), world, faults=faults, switches=switches, limits=limits)
-        if foreign:
-            sides["target"].meanwhile(_walk_in, every=2)
-        migration = None
+    async def _ended(self) -> bool:
+        """One process, from its start to its end, or to its death."""
+        life, ledger = self.life, None
+        pace = {} if self.way.limits else {"rate": ()}
+        reading, writing = (
+            _client(name, self.sides[where], self.clock, life, **pace)
+            for where, name in (("source", self.stage.origin), ("target", self.stage.goal))
+        )
         try:
-            for run in range(1, RESTARTS + 2):
-                now = Life(run=run, decide=decide)
-                counted.clear()
-                ledger: Ledger | None = None
-                reading, writing = (
-                    _client(name, sides[where], clock, now, limits=limits)
-                    for where, name in (("source", stage.origin), ("target", stage.goal))
-                )
-                try:
-                    ledger = CrashingLedger(now, path / "ledger", durable=False)
-                    migration = Migration(reading, writing, stage.plan, ledger, clock=clock, lanes=lanes)
-                    for name, value in (settings or {}).items():
-                        setattr(migration, name, value)
-                    async for event in migration:
-                        if event.said:
-                            told(f"    {event.phase}: {event.said}")
-                    if now.dead:
-                        raised.append(f"run {run} was killed and went on to its end")
-                    break
-                except CRMError as error:
-                    raised.append(f"run {run}: {type(error).__name__}: {error}")
-                    told(raised[-1])
-                except BaseException as error:
-                    if not now.dead:
-                        raise
-                    told(f"run {run} died: {error!r:.200}")
-                finally:
-                    now.dead = True
-                    await reading.aclose()
-                    await writing.aclose()
-                    if ledger is not None:
-                        ledger.close()
-                        with Ledger.read(path / "ledger") as left:
-                            violations += [f"run {run}: {each}" for each in left.violations()]
-                clock.advance(AGAIN)
-            else:
-                raised.append(f"not at its end after {RESTARTS} restarts")
-            for side in sides.values():
-                await side.faults.land()
-            now.dead = True
-            with Ledger.read(path / "ledger") as left:
-                unsettled = [
-                    f"{item.kind} {item.source} is {item.state}: {item.error}"
-                    for item in left.items()
-                    if item.state not in (State.DONE, State.SKIPPED, State.FOLDED)
-                ]
-                violations += _foreign_rows(left, empty)
-            return Score(
-                stage=stage,
-                seen=Seen.of(empty),
-                ended=migration is not None and migration.ended,
-                sentence=migration.verdict.sentence if migration is not None and migration.verdict else "",
-                equal=migration is not None and migration.verdict is not None and _equal(migration.verdict, foreign),
-                violations=tuple(violations),
-                unsettled=tuple(unsettled),
-                raised=tuple(raised),
-                runs=now.run,
-                refused=sum(side.stats.refused for side in sides.values()),
+            ledger = CrashingLedger(life, self.path, durable=False)
+            self.migration = Migration(
+                reading, writing, self.stage.plan, ledger, clock=self.clock, lanes=self.way.lanes
             )
+            for name, value in self.way.changed.items():
+                setattr(self.migration, name, value)
+            async for event in self.migration:
+                if event.said:
+                    self.way.told(f"    {event.phase}: {event.said}")
+            if life.dead:
+                self.raised.append(f"run {life.run} was killed and went on to its end")
+        except CRMError as error:
+            self.raised.append(f"run {life.run}: {type(error).__name__}: {error}")
+            self.way.told(self.raised[-1])
+            return False
+        except BaseException as error:
+            if not life.dead:
+                raise
+            self.way.told(f"run {life.run} died: {error!r:.200}")
+            return False
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            life.dead = True
+            await reading.aclose()
+            await writing.aclose()
+            if ledger is not None:
+                ledger.close()
+                with Ledger.read(self.path) as left:
+                    self.violations += [f"run {life.run}: {each}" for each in self._violations(left)]
+        return True
+
+    def _violations(self, ledger: Ledger) -> Iterator[str]:
+        yield from ledger.violations()
+        for kind, counts in ledger.counts().items():
+            table = MOVED[kind].KIND
+            there = self.worlds["target"].count(str(table)) - _walked_in(self.worlds["target"], str(table))
+            intended = sum(counts.values()) - counts[State.PENDING] - counts[State.SKIPPED] - counts[State.FOLDED]
+            # What goes back to be sent again may be there all the same only if the server lied.
+            if there > intended and kind in self.stage.written:
+                yield f"I3: {there} {kind} are there, and {intended} were intended"
+
+    def _decided(self, where: str, method: str, what: str, number: int) -> Fault | None:
+        self.counted[where] += 1
+        point = Point(self.life.run, where, self.counted[where])
+        act = self.decide(point, f"{method} {what}")
+        if act is None:
+            return Fault(action=Action.DELAY, seconds=self.way.latency) if self.way.latency else None
+        self.hits += 1
+        self.way.told(f"{point} {method} {what}: {act}")
+        return evolve(FAULTS[act], seconds=self.way.late()) if "late" in act else FAULTS[act]
+
+    def _at_commit(self, point: Point, what: str) -> str | None:
+        act = self.decide(point, what)
+        if act is not None and self.life.passing == act:
+            self.hits += 1
+            self.way.told(f"{point} {what}: {act}")
+        return act
+
+    def _kill(self, fault: Fault) -> None:
+        self.life.die_now(str(fault.action))
+
+    def _scored(self) -> "Score":
+        target, verdict = self.worlds["target"], self.migration.verdict if self.migration is not None else None
+        with Ledger.read(self.path) as left:
+            unsettled = [
+                f"{item.kind} {item.source} is {item.state}: {item.error}"
+                for item in left.items()
+                if item.state not in (State.DONE, State.SKIPPED, State.FOLDED)
+            ]
+            self.violations += _taken(left, target)
+        return Score(
+            stage=self.stage,
+            seen=Seen.of(target),
+            ended=self.migration is not None and self.migration.ended,
+            sentence=verdict.sentence if verdict else "",
+            equal=verdict is not None and _equal(verdict, self.way.foreign),
+            violations=tuple(self.violations),
+            unsettled=tuple(unsettled),
+            raised=tuple(self.raised),
+            runs=self.life.run,
+            hits=self.hits,
+        )
 
 
 WALK_IN: Final = "Walk-in"
@@ -330,7 +384,14 @@ def _walk_in(world: World) -> None:
         world.add(kind, {"text": text, "target_kind": "contact", "target_id": person})
 
 
-def _foreign_rows(ledger: Ledger, world: World) -> Iterator[str]:
+def _walked_in(world: World, table: str) -> int:
+    theirs = [row["id"] for row in world.select("contact", where={"name": WALK_IN})]
+    return len(theirs) if table == "contact" else 0 if table in ("company", "deal") else world.count(
+        table, {"target_kind": "contact", "target_id": theirs}
+    )
+
+
+def _taken(ledger: Ledger, world: World) -> Iterator[str]:
     theirs = {row["id"] for row in world.select("contact", where={"name": WALK_IN})}
     for kind, table in (("contacts", "contact"), ("tasks", "task"), ("notes", "note")):
         for source, target in ledger.pairs(kind):
@@ -402,6 +463,25 @@ def _ties(kind: str, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, i
         yield "target", (row["target_kind"], row["target_id"])
 
 
+def _as_in_the_source(stage: Stage) -> None:
+    """What every case is held against is held against the source: each row that has a place there, once, and its ties."""
+    full, made = Seen.of(stage.full), stage.expected
+    for kind in made_kinds(stage):
+        mine, theirs = (sorted(_gist(kind, row) for (at, _), row in seen.rows.items() if at == kind) for seen in (full, made))
+        assert mine == theirs, f"{stage.origin} to {stage.goal}: {kind} {mine} became {theirs}"
+
+
+def made_kinds(stage: Stage) -> list[str]:
+    """The kinds of rows that both of them have, by the names that worlds have for them."""
+    both = [entity for entity in MOVED.values() if dialect(stage.goal).can(entity, Verb.CREATE)]
+    return [str(entity.KIND) for entity in both if dialect(stage.origin).can(entity, Verb.LIST)]
+
+
+def _gist(kind: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    told = {"contact": ("name",), "company": ("name",), "deal": ("name", "price"), "task": ("done",), "note": ("text",)}
+    return tuple(str(row[name]) for name in told[kind])
+
+
 @frozen(kw_only=True)
 class Score:
     """What a case has come to. It is right when nothing is wrong."""
@@ -414,8 +494,9 @@ class Score:
     violations: tuple[str, ...]
     unsettled: tuple[str, ...]
     raised: tuple[str, ...]
+    """The errors that runs ended with; how many runs there were, and how many points something happened at."""
     runs: int
-    refused: int
+    hits: int
 
     @property
     def duplicates(self) -> int:
@@ -459,11 +540,11 @@ class Score:
 
 async def _by_hand(origin: str, goal: str, *words: str) -> None:
     hits: dict[Point, str] = {}
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"told": print}
     for word in words:
         if "=" in word:
             name, _, value = word.partition("=")
-            more[name] = int(value)
+            more[name] = float(value) if "." in value else int(value)
             continue
         run, where, number, act = word.split()
         hits[Point(int(run), where, int(number))] = act
@@ -472,7 +553,7 @@ async def _by_hand(origin: str, goal: str, *words: str) -> None:
         for where, passed in stage.points.items():
             for number, what in enumerate(passed, 1):
                 print(where, number, what)
-    score = await trial(stage, just(hits), told=print, **more)
+    score = await trial(stage, just(hits), Way(**more))
     print("wrong:", *(score.wrong or ["nothing"]), *score.raised, sep="\n  ")
 
 

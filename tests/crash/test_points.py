@@ -1,0 +1,48 @@
+"""A process dies, or an answer is lost, at every request and at every commit of a move: each row arrives once all the same.
+
+In memory, all twelve ordered pairs and the four within one dialect; ``nox -s crash`` runs it. ``trials.py`` runs one case.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+from trials import ACTS, NAMES, READ_ACTS, Point, Stage, just, stage_of, trial
+
+PAIRS = [pair for pair in product(NAMES, NAMES)]
+GROUPS = ("commits", "reads", "writes")
+
+
+def cases(stage: Stage, group: str) -> Iterator[tuple[Point, str, str]]:
+    for where, passed in stage.points.items():
+        for number, what in enumerate(passed, 1):
+            if (where == "commit") != (group == "commits") or (where != "commit" and writes(where, what) != (group == "writes")):
+                continue
+            acts = ("before", "after") if where == "commit" else ACTS if group == "writes" else READ_ACTS
+            for act in acts:
+                yield Point(1, where, number), act, what
+
+
+def writes(where: str, what: str) -> bool:
+    """Of an API that only knows POST, whatever may write counts as a write."""
+    return where == "target" and not what.startswith("GET") and not what.endswith(("_detail.php", "/auth.php"))
+
+
+@pytest.mark.parametrize("origin, goal", PAIRS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.asyncio
+async def test_each_row_arrives_once_wherever_it_is_cut(origin: str, goal: str, group: str) -> None:
+    stage = await stage_of(origin, goal)
+    wrong: list[str] = []
+    tried = 0
+    for point, act, what in cases(stage, group):
+        score = await trial(stage, just({point: act}))
+        found = [*score.wrong, *score.raised]
+        dies = group == "commits" or act.startswith("kill")
+        if (score.hits, score.runs) != (1, 1 + dies):
+            found.append(f"{score.hits} points were hit, and it took {score.runs} runs")
+        tried += 1
+        if found:
+            wrong.append(f'trials.py {origin} {goal} "{point} {act}"  # {what}: {"; ".join(found)}')
+    assert tried > 4
+    assert not wrong, "\n".join([f"{len(wrong)} of {tried} cases:", *wrong])

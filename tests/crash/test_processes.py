@@ -1,0 +1,110 @@
+"""The same with nothing simulated: a process that moves an account over HTTP gets SIGKILL at a write, and a second one goes on."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from moving import client
+from trials import Seen, Stage, stage_of
+
+from crmclient.clock import SystemClock
+from crmclient.migration.ledger import Ledger, State
+from crmclient.migration.plan import plan, to_toml
+from crmclient.registry import dialect
+from crmclient.sandbox.faults import Action, Fault, Faults
+from crmclient.sandbox.server import Running, face, serve
+
+THREE = (("amoxml", "kommo"), ("kommo", "electrum"), ("amocrm", "kommo"))
+# So many cases at once: most of a case is a process that starts or waits.
+ABREAST = 4
+QUARANTINE = 0.5
+MOVING = Path(__file__).with_name("moving.py")
+
+
+@pytest.mark.parametrize("origin, goal", THREE)
+@pytest.mark.parametrize("act", (Action.KILL_BEFORE, Action.KILL_AFTER))
+@pytest.mark.asyncio
+async def test_each_row_arrives_once_whichever_write_kills_the_process(
+    origin: str, goal: str, act: Action, tmp_path: Path
+) -> None:
+    stage = await stage_of(origin, goal)
+    writes = sum(not what.startswith("GET") for what in stage.points["target"])
+    turns = asyncio.Semaphore(ABREAST)
+
+    async def one(number: int) -> list[str]:
+        async with turns:
+            return await killed_at(stage, act, number, tmp_path / str(number))
+
+    assert writes > 4
+    found = await asyncio.gather(*(one(number) for number in range(1, writes + 1)))
+    assert not any(found), {number: wrong for number, wrong in enumerate(found, 1) if wrong}
+
+
+async def killed_at(stage: Stage, act: Action, number: int, folder: Path) -> list[str]:
+    folder.mkdir()
+    child: list[int] = []
+    writes = 0
+
+    def decide(method: str, path: str, count: int) -> Fault | None:
+        nonlocal writes
+        writes += bool(child) and method != "GET"
+        if not child or writes != number or method == "GET":
+            return None
+        return Fault(action=act, pid=child.pop())
+
+    clock, faults = SystemClock(), Faults()
+    faults.decide = decide
+    with stage.full.copy(clock=clock) as full, stage.empty.copy(clock=clock) as empty:
+        async with (
+            serve(face(stage.origin), full, limits=False) as source,
+            serve(face(stage.goal), empty, limits=False, faults=faults) as target,
+        ):
+            told: dict[str, Any] = {"source": came_in(stage.origin, source), "target": came_in(stage.goal, target)}
+            async with client(told["source"]) as reading, client(told["target"]) as writing:
+                made = evolve(await plan(reading, writing), quarantine=QUARANTINE)
+            (folder / "plan.toml").write_text(to_toml(made), "utf-8")
+            told |= {"plan": str(folder / "plan.toml"), "ledger": str(folder / "ledger")}
+            first = await started(told)
+            child.append(first.pid)
+            first_said = await first.communicate()
+            with Ledger.read(folder / "ledger") as left:
+                broken = left.violations()
+            second = await started(told)
+            said, errors = await second.communicate()
+        with Ledger.read(folder / "ledger") as ledger:
+            settled = {State.DONE, State.SKIPPED, State.FOLDED}
+            unsettled = [f"{item.kind} {item.source} is {item.state}" for item in ledger.items(*set(State) - settled)]
+            broken += ledger.violations()
+        seen = Seen.of(empty)
+    wrong = [*broken, *unsettled]
+    if first.returncode != -signal.SIGKILL:
+        wrong.append(f"the first process was not killed, it ended with {first.returncode}: {first_said}")
+    if second.returncode != 0:
+        wrong.append(f"the second process ended with {second.returncode}: {(said + errors).decode()[-600:]}")
+    for name, counted, known in (("said", seen.said, stage.expected.said), ("tied", seen.tied, stage.expected.tied)):
+        if counted != known:
+            wrong.append(f"{name}: {counted - known} too many, {known - counted} missing")
+    return wrong
+
+
+async def started(told: dict[str, Any]) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    more = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, str(MOVING), json.dumps(told), stdout=pipe, stderr=pipe, env=os.environ | more
+    )
+
+
+def came_in(name: str, running: Running) -> dict[str, Any]:
+    card = running.credentials
+    zone = None if "account" in dialect(name).settings else running.world.account["zone"]
+    return {
+        **{part: card[part] for part in ("token", "login", "hash") if part in card},
+        **{"dialect": name, "base_url": running.base_url, "zone": zone},
+    }
