@@ -624,6 +624,8 @@ class Resource(Generic[E]):
     names: Callable[[str, Mapping[str, Any]], str | None] = lambda path, wire: None
     id: Callable[[object], Id] = whole_number
     evidence: Evidence | None = None
+    # Asked for every row.
+    _through: dict[Verb, frozenset[str]] = field(init=False, factory=dict["Verb", frozenset[str]], eq=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -631,8 +633,12 @@ class Resource(Generic[E]):
 
     def survivors(self, verb: Verb) -> frozenset[str]:
         """The neutral fields that travel through a verb; for reading verbs, those that are read."""
-        need = _NEEDS.get(verb, READ)
-        return frozenset(name for name, through in self.fields.items() if need in through)
+        known = self._through.get(verb)
+        if known is None:
+            need = _NEEDS.get(verb, READ)
+            known = frozenset(name for name, through in self.fields.items() if need in through)
+            self._through[verb] = known
+        return known
 
     def row_id(self, given: object) -> Id:
         """Check and convert an id. Raises Invalid for one of the wrong shape."""

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias, TypeVar, cast
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from crmclient.dialect import (
     Call,
@@ -44,7 +44,7 @@ from crmclient.dialect import (
     lost,
     read,
 )
-from crmclient.entities import Entity, FieldValue, Id, Kind, Link, Ref, field_names, fields_emptied, filled
+from crmclient.entities import Entity, FieldValue, Id, Kind, Link, Ref, evolve, field_names, fields_emptied, filled
 from crmclient.errors import (
     AmbiguousWrite,
     ConnectionLost,
@@ -626,7 +626,9 @@ def carried(dialect: Dialect, entity: T, verb: Verb = Verb.CREATE) -> tuple[T, f
     resource = dialect.resource(type(entity))
     through = resource.survivors(verb)
     left: Any = fields_emptied(entity, filled(entity) - through)
-    left = resource.surviving(_with_reading(left, id=None, raw=None, unread=frozenset[str](), written=None))
+    if any(getattr(left, name, None) for name in ("id", "raw", "unread", "written")):
+        left = _with_reading(left, id=None, raw=None, unread=frozenset[str](), written=None)
+    left = resource.surviving(left)
     gone = {name for name in field_names(type(entity)) if getattr(left, name) != getattr(entity, name)}
     return left, frozenset(gone)
 

@@ -439,6 +439,37 @@ def test_what_has_no_field_yet_is_archived_and_not_lost() -> None:
     assert there.archived["contact.fields: Age"][0]["values"] == ["41"]
 
 
+def test_what_is_told_beside_a_row_does_not_hang_on_what_became_of_others() -> None:
+    losses = [
+        {"what": f"contact.{name}", "rows": 1, "choice": "fold"} for name in ("company", "created_by", "position")
+    ]
+    words = from_toml(_nothing(losses=losses)).words()
+    row = Contact(id=1, name="A", company=Ref(Kind.COMPANY, 7), created_by=5, position="head")
+    with Seen() as nobody, Seen() as all_of_them:
+        all_of_them.add("companies", 7, "Acme")
+        told = [
+            Translation(dialect("kommo"), dialect("kommo"), words, rows).besides(row) for rows in (nobody, all_of_them)
+        ]
+        translated = Translation(dialect("kommo"), dialect("kommo"), words, nobody)(row)
+    assert told[0] == told[1] == (Note(id="fold:contacts:1", text="created by: user 5", target=row.ref),)
+    # The row itself has lost its company too, as long as that is not there.
+    assert translated.told == ["created by: user 5", "company: company 7"]
+
+
+def test_a_row_without_a_place_is_archived_whole_where_the_plan_says_so() -> None:
+    losses = [{"what": what, "rows": 1, "choice": "archive"} for what in ("task that hangs on nothing", "notes")]
+    words = from_toml(_nothing(losses=losses)).words()
+    with Seen() as seen:
+        translate = Translation(dialect("kommo"), dialect("amoxml"), words, seen)
+        there = translate(Task(id=1, text="call"))
+        assert there.left_out == "hangs on nothing"
+        assert there.archived == {
+            "task that hangs on nothing": {"id": 1, "text": "call", "done": False, "deleted": False}
+        }
+        assert translate.kept_whole("notes", Note(id=2, text="said"))["notes"]["text"] == "said"
+        assert translate.kept_whole("companies", Note(id=2, text="said")) == {}
+
+
 def test_whatever_is_told_in_words_is_one_line_that_a_person_can_read() -> None:
     anna = Ref(Kind.USER, 5)
     cases: list[tuple[Any, str]] = [

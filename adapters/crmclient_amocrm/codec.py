@@ -11,8 +11,6 @@ from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any, NoReturn, TypeVar
 
-from attrs import evolve
-
 from crmclient import entities, vocabulary
 from crmclient.dialect import Context, is_mapping, is_tree, mapping
 from crmclient.entities import (
@@ -28,6 +26,7 @@ from crmclient.entities import (
     Phone,
     Ref,
     Tag,
+    evolve,
     on_the_second,
 )
 from crmclient.errors import Invalid, Issue, Unreadable

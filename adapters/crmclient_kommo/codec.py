@@ -10,8 +10,6 @@ from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from attrs import evolve
-
 from crmclient import entities, vocabulary
 from crmclient.dialect import Context, array, is_mapping, is_tree, mapping
 from crmclient.entities import (
@@ -27,6 +25,7 @@ from crmclient.entities import (
     Phone,
     Ref,
     Tag,
+    evolve,
     on_the_second,
 )
 from crmclient.errors import IncompleteRead, Invalid, Issue

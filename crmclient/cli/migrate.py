@@ -222,7 +222,16 @@ class _Work:
             nowhere_to_write()
         if self.error is None and verdict is None:
             say(f"stopped; nothing that was done is lost. To go on: {self.again}")
-        for number, what in ((refused, "were refused"), (doubt, "are in doubt")):
+        remarks = 0
+        if verdict is not None:
+            with Report(self.ledger) as report:
+                remarks = report.remarks
+        troubles = (
+            (refused, "were refused"),
+            (doubt, "are in doubt"),
+            (remarks, "moved, and there is something to say of them"),
+        )
+        for number, what in troubles:
             if number:
                 say(f"{number} rows {what}: crmclient report {shlex.quote(str(self.ledger))}")
         return code
@@ -438,8 +447,8 @@ def show_report(path: Path, page: Path | None, as_json: bool, every: bool) -> No
             _write_page(page, report)
             say(f"written to {page}")
         if as_json:
-            for piece in report.json(every=every, dumps=json_line):
-                click.echo(piece, nl=False)
+            # Not by click.echo, which has each piece on its way before it takes the next.
+            sys.stdout.writelines(report.json(every=every, dumps=json_line))
             click.echo()
         elif page is None:
             _show(report)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterab
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from attrs import define, evolve, field, frozen
@@ -61,11 +61,13 @@ from crmclient.migration.matching import (
     word,
 )
 from crmclient.migration.plan import Plan, Told, silent, to_toml, vocabulary
-from crmclient.migration.reconcile import Prints, completed, newest, seek
+from crmclient.migration.reconcile import Found, Prints, completed, newest, seek
 from crmclient.migration.translation import FieldThere, Translated, Translation, Words, folded, marked, same
 from crmclient.migration.verify import Finding, Sign, Verdict, check, compared, content, own
 from crmclient.serial import cursor_from_tree, cursor_to_tree
 from crmclient.vocabulary import Field
+
+T = TypeVar("T")
 
 # What passes by itself, so that trying again later helps.
 _PASSING: Final = (TransportError, Unavailable, RateLimited, Unreadable)
@@ -1016,6 +1018,19 @@ class Migration:
         half = len(rows) if tried < 2 else (len(rows) + 1) // 2
         self._again += [(kind, part) for part in (tuple(rows[:half]), tuple(rows[half:])) if part]
 
+    async def _patiently(self, looking: Callable[[], Flow[T]]) -> T:
+        """Reading harms nobody: what fails in passing is read again a little later, so often and no more."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return await self.target.run(looking())
+            except _PASSING as error:
+                if attempt == _TRIES or self._halted:
+                    raise
+                wait = getattr(error, "after", None) or float(2**attempt)
+                self._tell(said=f"{error.message}: looking again in {wait:g} s")
+                await self._pause(wait)
+        raise AssertionError("unreachable")
+
     async def _pause(self, seconds: float) -> None:
         """Wait, but not while everything else has stopped."""
         until = self.clock.monotonic() + seconds
@@ -1026,11 +1041,14 @@ class Migration:
         """Which rows of a batch are in the target, and whether rows are there that cannot be read."""
         kind, entity, prints = batch.kind, MOVED[batch.kind], self._prints[batch.kind]
         sent = {source: each.sent for source, each in rows.items()}
-        seen = await self.target.run(
-            seek(self.target.dialect, entity, list(sent.values()), batch.watermark, batch.sent_at, last=last)
-        )
         needs, owned = prints.needs(sent.values()), partial(self.ledger.owned, kind)
-        whole = await self.target.run(completed(self.target.dialect, entity, seen.rows, needs, owned))
+
+        def looking() -> Flow[tuple[Found, list[Any]]]:
+            spoken, every = self.target.dialect, list(sent.values())
+            seen = yield from seek(spoken, entity, every, batch.watermark, batch.sent_at, last=last)
+            return seen, (yield from completed(spoken, entity, seen.rows, needs, owned))
+
+        seen, whole = await self._patiently(looking)
         # While it was looked, others may have become somebody's.
         return prints.matched(sent, [row for row in whole if not owned(row.id)]), seen.blind
 
@@ -1158,7 +1176,8 @@ class Migration:
             else:
                 # Of what was adopted nobody knows who changed it; what a move was killed before, it may still do.
                 names = [name for name in finding.fields if not adopted or name in _FOLLOWING]
-                error = await self._change(finding.kind, finding.target, there.whole, names)
+                whole = evolve(self._as_sent(finding.kind, finding.source, row, there), **there.later)
+                error = await self._change(finding.kind, finding.target, whole, names)
                 wrote = self._says(finding.kind, there) if error is None else None
             self.ledger.changed(finding.kind, finding.source, digest(row), wrote=wrote, error=error)
             if error is not None:

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -314,7 +315,8 @@ class Ledger:
         return new
 
     def _noted(self, fresh: Fresh) -> bool:
-        hashed = None if fresh.row is None else digest(fresh.row)
+        text = None if fresh.row is None else as_text(fresh.row)
+        hashed = None if text is None else _hashed(text)
         name, error = _sayable(fresh.name), _sayable(fresh.error)
         told = (fresh.kind, fresh.source, fresh.state, hashed, fresh.above, name, error)
         sql = "INSERT OR IGNORE INTO item (kind, src, state, digest, above, name, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -325,9 +327,7 @@ class Ledger:
             return False
         self._keep(fresh.kind, fresh.source, fresh.kept)
         if fresh.state is State.PENDING:
-            self.db.execute(
-                "INSERT INTO row (kind, src, tree) VALUES (?, ?, ?)", (fresh.kind, fresh.source, as_text(fresh.row))
-            )
+            self.db.execute("INSERT INTO row (kind, src, tree) VALUES (?, ?, ?)", (fresh.kind, fresh.source, text))
         return True
 
     def position(self, part: int = 0) -> tuple[str | None, bool]:
@@ -580,14 +580,15 @@ _CLASSES: Final[Mapping[str, type[Any]]] = {
 }
 # Half of a letter beyond the first 65,536: a text that was cut by somebody who counts in UTF-16.
 _HALF: Final = re.compile("[\ud800-\udfff]")
+_WRITTEN: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
+_PLAIN: Final = frozenset({type(None), bool, int, float, str})
 # What counts neither for a row's content nor for what is to be made of it.
 _ASIDE: Final = frozenset({"raw", "written"})
 
 
 def as_text(row: Any) -> str:
     """A row of the source, exactly, as JSON; what the server said of it is left out."""
-    text = json.dumps(_tree(row), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return _HALF.sub(_escaped, text)
+    return _HALF.sub(_escaped, _WRITTEN(_tree(row)))
 
 
 def _escaped(half: re.Match[str]) -> str:
@@ -605,11 +606,36 @@ def from_text(text: str) -> Any:
 
 def digest(row: Any) -> bytes:
     """What tells whether a row says something else than it did."""
-    return hashlib.blake2b(as_text(row).encode(), digest_size=8).digest()
+    return _hashed(as_text(row))
+
+
+def _hashed(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+@cache
+def _kept(kind: type[Any]) -> tuple[tuple[str, Any], ...] | None:
+    """The fields of a class that are kept, with their defaults, if it has fields: looked up for every row."""
+    if not has(kind):
+        return None
+    return tuple((name, known.default) for name, known in fields_dict(kind).items() if name not in _ASIDE)
 
 
 def _tree(part: Any) -> Any:
-    if part is None or isinstance(part, bool | int | float) or type(part) is str:
+    kind = cast("type[Any]", type(part))
+    if kind in _PLAIN:
+        return part
+    if kind is tuple:
+        return [_tree(each) for each in cast("tuple[Any, ...]", part)]
+    if (kept := _kept(kind)) is not None:
+        # What is as in a new one is left out; that a reference leads to no row is said.
+        tree: dict[str, Any] = {"$": kind.__name__}
+        for name, default in kept:
+            held = getattr(part, name)
+            if held is not default and held != default and held != {}:
+                tree[name] = _tree(held)
+        return tree
+    if isinstance(part, bool | int | float):
         return part
     if isinstance(part, StrEnum):
         return str(part)
@@ -629,15 +655,6 @@ def _tree(part: Any) -> Any:
         return {"$": "list", "of": [_tree(each) for each in cast("list[Any]", part)]}
     if isinstance(part, Mapping):
         return {"$": "map", "of": [[name, _tree(each)] for name, each in cast("Mapping[str, Any]", part).items()]}
-    kind = cast(Any, type(part))
-    if has(kind):
-        # What is as in a new one is left out; that a reference leads to no row is said.
-        told = {
-            name: getattr(part, name)
-            for name, known in fields_dict(kind).items()
-            if name not in _ASIDE and getattr(part, name) != known.default
-        }
-        return {"$": kind.__name__, **{name: _tree(each) for name, each in told.items() if each != {}}}
     raise TypeError(f"{part!r:.80} cannot be kept in a ledger")
 
 

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Any, Final, TypeVar
 from unicodedata import normalize
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from crmclient.entities import (
     Company,
@@ -25,6 +25,7 @@ from crmclient.entities import (
     Ref,
     Tag,
     Task,
+    evolve,
 )
 from crmclient.vocabulary import Field, Pipeline, Stage, TaskType, User
 
@@ -164,8 +165,8 @@ def company_key(company: Link | None) -> Id | None:
 # ------------------------------------------------------------------------------------------------- where it came from
 
 _MARK: Final = re.compile(rf"crm:[a-z0-9_]+:[^\s,]+:(?:{'|'.join(_OF)}):[^\s,]+")
-# What can stand in a tag, in a search and in 64 letters.
-_SHORT: Final = re.compile(r"[A-Za-z0-9_.-]{1,24}")
+# What can stand in a tag, in a search and in 64 letters, whatever a server makes of capitals.
+_SHORT: Final = re.compile(r"[a-z0-9_.-]{1,24}")
 
 
 def mark(origin: str, kind: Kind, id: Id) -> str:

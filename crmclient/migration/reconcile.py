@@ -29,7 +29,7 @@ from crmclient.dialect import (
 from crmclient.entities import Company, Id, is_empty
 from crmclient.errors import NotFound, Unreadable, Unsupported
 from crmclient.migration.matching import unmarked
-from crmclient.migration.verify import comparable
+from crmclient.migration.verify import STAMPS, comparable
 
 # What is compared also where the row sent says nothing: no server fills it in.
 _SAID: Final = ("text", "phones", "emails", "price", "target")
@@ -233,11 +233,20 @@ class Prints:
             alike[self._told(sent[source]), self._said(sent[source], self._told(sent[source]))].append(source)
         # Those that say most choose first: what they say fits fewer rows.
         for (names, said), sources in sorted(alike.items(), key=lambda each: -len(each[0][0])):
-            fitting = [id for id, row in free.items() if self._said(row, names) == said]
-            for source, target in zip(sources, fitting, strict=False):
-                pairs[source] = target
-                del free[target]
+            fitting = {id: self._rest(row) for id, row in free.items() if self._said(row, names) == said}
+            # Of those that are known by the same, whoever agrees in all the rest goes first: a task that is done, say.
+            for whole in (True, False):
+                for source in [source for source in sources if source not in pairs]:
+                    rest = self._rest(sent[source]) if whole else None
+                    target = next((id for id, told in fitting.items() if rest is None or told == rest), None)
+                    if target is not None:
+                        pairs[source] = target
+                        del free[target], fitting[target]
         return pairs
+
+    def _rest(self, row: Any) -> Hashable:
+        names = sorted(name for name in self._names - STAMPS if hasattr(row, name) and not is_empty(getattr(row, name)))
+        return self._said(row, names)
 
 
 def _in_order(id: Id) -> tuple[bool, int, str]:

@@ -193,6 +193,12 @@ class Report:
         for kind, source, target, name, what, value in self.db.execute(sql):
             yield Kept(kind=kind, source=source, target=target, name=name, what=what, value=json.loads(value))
 
+    @property
+    def remarks(self) -> int:
+        """How many rows ``remarked`` gives."""
+        sql = "SELECT count(*) FROM item WHERE state = 'done' AND error IS NOT NULL AND error != ?"
+        return self.db.execute(sql, (ADOPTED,)).fetchone()[0]
+
     def remarked(self) -> Iterator[Item]:
         """Rows that moved, and of which there is something to say: what they go without, what was not finished."""
         for each in self.items(State.DONE):
@@ -328,7 +334,7 @@ class Report:
             ("kind", *both, "name", "what"),
             ((each.kind, *_ids(each), each.name, each.error) for each in self.remarked()),
             most,
-            sum(1 for _ in self.remarked()),
+            self.remarks,
         )
         losses = plan.losses if plan is not None else ()
         yield from _section(

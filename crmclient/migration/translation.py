@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Final, Protocol
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from crmclient import flows
 from crmclient.dialect import Dialect, Verb
@@ -27,6 +27,7 @@ from crmclient.entities import (
     Ref,
     Tag,
     Task,
+    evolve,
     field_names,
     filled,
     is_empty,

@@ -1,12 +1,12 @@
 """The process that is killed: it moves one account into another by a plan and a ledger, and knows nothing of its fate.
 
-Its only argument is JSON: ``source`` and ``target`` (dialect, base_url, and a token or a login and hash, with a zone), the
-paths ``plan`` and ``ledger``.
+It is told ``source`` and ``target`` (dialect, base_url, zone, and a token or a login and hash), and the paths ``plan``,
+``ledger`` and ``said``.
 """
 
 import asyncio
-import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -24,17 +24,23 @@ def client(told: dict[str, Any]) -> Client:
     return connect(told["dialect"], base_url=told["base_url"], credentials=credentials, zone=zone, rate=())
 
 
-async def move(told: dict[str, Any]) -> bool:
+async def move(told: dict[str, Any]) -> str:
     plan = from_toml(Path(told["plan"]).read_text("utf-8"))
     async with client(told["source"]) as source, client(told["target"]) as target:
         with Ledger(told["ledger"]) as ledger:
             migration = Migration(source, target, plan, ledger)
             async for _ in migration:
                 pass
+            assert migration.ended
             assert migration.verdict is not None
-            print(migration.verdict.sentence)
-            return migration.ended and migration.verdict.equal
+            return "equal" if migration.verdict.equal else migration.verdict.sentence
 
 
-if __name__ == "__main__":
-    sys.exit(0 if asyncio.run(move(json.loads(sys.argv[1]))) else 1)
+def run(told: dict[str, Any]) -> None:
+    """What the process does. It leaves what it has to say in a file: whoever is killed leaves none."""
+    try:
+        said = asyncio.run(move(told))
+    except BaseException:
+        said = traceback.format_exc()
+    Path(told["said"]).write_text(said, "utf-8")
+    sys.exit(0 if said == "equal" else 1)

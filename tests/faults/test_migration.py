@@ -407,10 +407,12 @@ async def test_fault_135_what_is_changed_in_the_source_meanwhile_is_changed_in_t
     assert len(move.target.world.select("contact")) == SMALL["contacts"]
 
 
-@pytest.mark.parametrize("origin, after", [("electrum", 4), ("electrum", 5), ("electrum", 7), ("kommo", 3)])
+@pytest.mark.parametrize(
+    "origin, after, slips", [("electrum", 2, 1), ("electrum", 3, 1), ("kommo", 4, 1), ("electrum", 5, 0)]
+)
 @pytest.mark.asyncio
 async def test_fault_135_a_row_that_slips_through_when_another_is_deleted_before_it_is_moved_all_the_same(
-    moves: Callable[..., Move], origin: str, after: int
+    moves: Callable[..., Move], origin: str, after: int, slips: int
 ) -> None:
     """Pages shift by one, and who stood first on the next one is on none."""
     move = moves(origin, "kommo", contacts=260, companies=3, deals=4, tasks=3, notes=3)
@@ -427,10 +429,11 @@ async def test_fault_135_a_row_that_slips_through_when_another_is_deleted_before
     there = Counter(row["name"] for row in move.target.world.select("contact"))
     here = Counter(row["name"] for row in move.source.world.select("contact", where={"deleted": False}))
     # What was deleted there since is not deleted here, but said.
-    extra = there - here
-    assert not here - there
-    assert extra in (Counter(), Counter([gone[0]["name"]]))
-    assert f"{sum(extra.values())} extra" in done.verdict.sentence
+    assert (there - here, here - there) == (Counter([gone[0]["name"]]), Counter())
+    assert "1 extra" in done.verdict.sentence
+    assert [said for said in move.said if "rows are new" in said] == [
+        "1 rows are new in the source since, 0 were changed"
+    ] * slips
 
 
 def changed(world: World, price: int) -> None:
@@ -486,3 +489,174 @@ async def test_fault_135_what_only_the_target_changed_is_left_and_what_only_the_
     move.source.world.update("deal", move.source.world.select("deal")[1]["id"], {"price": 444})
     await move.run(plan)
     assert [move.target.world.row("deal", id)["price"] for id in (there, second)] == [222, 444]
+
+
+# ------------------------------------------------------------------------------ a look-up that misses the fresh row
+
+
+@pytest.mark.parametrize("act", [Action.DROP_AFTER, Action.DROP_BEFORE])
+@pytest.mark.parametrize("lag, quarantine", [("10", 60.0), ("5s", 60.0), ("60s", 60.0), ("60s", 1.0)])
+@pytest.mark.asyncio
+async def test_fault_136_a_search_that_lags_behind_is_not_believed_when_it_finds_nothing(
+    moves: Callable[..., Move], lag: str, quarantine: float, act: Action
+) -> None:
+    """It is asked again until the request can be over; and before anything is sent again the whole list is read."""
+    move = moves("kommo", "amoxml", switches={"index-lag": lag}, contacts=5, deals=2, tasks=2, notes=2)
+    plan = await move.planned(quarantine=quarantine)
+    move.target.faults.add(Fault(action=act, on="POST *contact_add.php", nth=2, times=3))
+    done = await move.run(plan)
+    assert len(move.target.faults.done) == 3
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    assert move.names(move.target.world, "contact") == move.names(move.source.world, "contact")
+    assert not move.items(State.DOUBT, State.REJECTED)
+
+
+# ---------------------------------------------------------------------------------- the target is not empty, or limited
+
+
+@pytest.mark.parametrize("goal", ["amocrm", "amoxml", "electrum", "kommo"])
+@pytest.mark.asyncio
+async def test_fault_137_a_target_that_is_not_empty_is_refused_with_what_to_do(
+    moves: Callable[..., Move], goal: str
+) -> None:
+    def furnish(full: World, empty: World) -> None:
+        for row in full.select("contact")[:3]:
+            empty.add("contact", {**row, "id": None, "company_id": None, "fields": {}, "owner": None})
+
+    move = moves("kommo", goal, furnish)
+    plan = await move.planned()
+    (told,) = plan.hindrances()
+    # What the first page shows is at least what there is.
+    said = 'the target is not empty: it has 3 contacts: to move into it all the same, add "not empty" to allow'
+    assert told.replace("more than ", "") == said
+    newest = move.target.world.newest
+    with pytest.raises(Misconfigured, match=re.escape(told)):
+        await move.run(plan)
+    # Also where it was empty when the plan was made.
+    with pytest.raises(Misconfigured, match=re.escape(said)):
+        await move.run(evolve(plan, target=evolve(plan.target, rows={}, at_least=())))
+    assert move.target.world.newest == newest
+    with Ledger.read(move.path) as ledger:
+        assert ledger.run() is None
+
+
+@pytest.mark.parametrize("goal", ["amocrm", "amoxml", "electrum", "kommo"])
+@pytest.mark.parametrize("act", [None, Action.DROP_AFTER, Action.DROP_BEFORE])
+@pytest.mark.asyncio
+async def test_fault_137_where_it_is_allowed_what_was_there_is_not_touched_not_merged_and_never_taken_for_ours(
+    moves: Callable[..., Move], goal: str, act: Action | None
+) -> None:
+    def furnish(full: World, empty: World) -> None:
+        for kind in ("contact", "deal"):
+            for row in full.select(kind)[:3]:
+                theirs = {"company_id": None, "fields": {}, "contacts": [], "tags": [], "owner": None}
+                empty.add(kind, {**row, **{key: theirs[key] for key in theirs.keys() & row.keys()}, "id": None})
+
+    move = moves("kommo", goal, furnish)
+    plan = await move.planned(allow=("not empty",))
+    before = {(kind, row["id"]): row for kind in ROWS for row in move.target.world.select(kind)}
+    if act is not None:
+        move.target.faults.add(Fault(action=act, on="POST *", nth=6, times=4))
+    done = await move.run(plan)
+    after = {(kind, row["id"]): row for kind in ROWS for row in move.target.world.select(kind)}
+    assert {key: after[key] for key in before} == before
+    # Three stand there twice: once as they were and once as they came.
+    for kind in ("contact", "deal"):
+        assert len(move.target.world.select(kind)) == len(move.source.world.select(kind)) + 3
+    with move.ledger() as ledger:
+        ours = {id for kind in ("contacts", "deals") for _, id in ledger.pairs(kind)}
+    assert not ours & {id for _, id in before}
+    assert done.verdict is not None
+    assert "0 missing, 6 extra" in done.verdict.sentence, done.verdict.sentence
+
+
+def choosing(full: World, empty: World) -> None:
+    """A field with one choice more than there is in the target, a field that is not there, and a deal of two contacts."""
+    one, two = ({"id": n, "value": f"choice {n}", "code": None, "sort": n} for n in (1, 2))
+    known = full.add("field", {"entity": "contact", "name": "Known", "type": "select", "enums": [one, two]})
+    empty.add("field", {"entity": "contact", "name": "Known", "type": "select", "enums": [one]})
+    other = full.add("field", {"entity": "contact", "name": "Unknown there", "type": "text"})
+    stage = full.select("stage", where={"type": "open"})[0]
+    people = [
+        full.add(
+            "contact",
+            {
+                "name": f"chooses {each['id']}",
+                "fields": {str(known): [{"value": each["value"], "enum_id": each["id"]}], str(other): [{"value": "t"}]},
+            },
+        )
+        for each in (one, two)
+    ]
+    links = [{"id": id, "main": id == people[0]} for id in people]
+    place = {"pipeline_id": stage["pipeline_id"], "stage_id": stage["id"]}
+    full.add("deal", {"name": "of two", "contacts": links, "price": 10, **place})
+
+
+LIMITS: dict[tuple[str, str], dict[str, tuple[int, str]]] = {
+    ("kommo", "amocrm"): {
+        "contact.fields: Known": (1, "the field there lacks this choice"),
+        "contact.fields: Unknown there": (2, "no such field there"),
+    },
+    ("kommo", "electrum"): {
+        "contact.fields: Known": (2, "no such field there"),
+        "deal.contacts": (1, "one contact, which is the main one, by its id"),
+    },
+    ("electrum", "kommo"): {"deal.price": (1, "a whole number in the account's own currency")},
+}
+
+
+@pytest.mark.parametrize("pair, named", LIMITS.items())
+@pytest.mark.asyncio
+async def test_fault_138_what_the_target_has_no_place_for_is_named_before_the_first_write_and_nothing_is_refused(
+    moves: Callable[..., Move], pair: tuple[str, str], named: dict[str, tuple[int, str]]
+) -> None:
+    """No vendor documents how long a text may be: one that is too long is refused, and that is row 134."""
+
+    def furnish(full: World, empty: World) -> None:
+        choosing(full, empty)
+        if pair[0] == "electrum":
+            (deal,) = full.select("deal")
+            full.update("deal", deal["id"], {"price": "10.50", "contacts": deal["contacts"][:1]})
+
+    move = moves(*pair, furnish, contacts=1)
+    newest = move.target.world.newest
+    plan = await move.planned()
+    told = {loss.what: (loss.rows, loss.why) for loss in plan.losses}
+    assert {what: told.get(what) for what in named} == named
+    assert move.target.world.newest == newest
+    assert not [call for call in move.target.stats.calls if not call.startswith("GET") and "auth" not in call]
+    done = await move.run(plan)
+    assert not move.items(State.REJECTED, State.DOUBT)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    assert {what: (done.verdict.dropped[what], named[what][1]) for what in named} == named
+    assert {400, 422}.isdisjoint(move.target.stats.statuses)
+
+
+# --------------------------------------------------------------------------------------------- a ledger of old
+
+
+def of_old(full: World, empty: World) -> None:
+    """The accounts of tests/ledgers/v1.sql, as they are where it ends: it was killed after the deal had been made."""
+    dated = {"created_at": 1_700_000_000, "updated_at": 1_700_000_100}
+    for world in (full, empty):
+        me = world.admin["id"]
+        stage = world.select("stage", where={"type": "open"}, order="sort")[0]
+        place = {"pipeline_id": stage["pipeline_id"], "stage_id": stage["id"]}
+        who = {"owner": me, "created_by": me, "updated_by": me, **dated}
+        ids = OLD if world is empty else {id: id for id in OLD}
+        names = {101: "Anna", 102: "Борис", 103: "Same", 104: "Same"}
+        for id, name in names.items():
+            world.add("contact", {"id": ids[id], "name": name, **who})
+        links = [{"id": ids[101], "main": True}]
+        world.add("deal", {"id": ids[201], "name": "Made, and nobody heard of it", "contacts": links, **place, **who})
+    at = {"target_kind": "contact", "target_id": 102, "owner": full.admin["id"], "created_by": full.admin["id"], **dated}
+    full.add("task", {"id": 301, "text": "Pending", "due": 1_780_000_000, **at})
+    full.add("note", {"id": 401, "text": "Pending, twice", **at})
+    full.add("note", {"id": 402, "text": "Pending, twice", **at})
+
+
+# What the rows of the source became, by the ids of both.
+OLD = {101: 4925, 102: 4926, 103: 4927, 104: 4930, 201: 4931}
+LEDGERS = Path(__file__).parent.parent / "ledgers"
