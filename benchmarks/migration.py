@@ -152,9 +152,7 @@ async def move(places: list[dict[str, Any]], folder: str) -> dict[str, Any]:
             "worked": worked,
             "aside": aside,
             "aside_after": [source.spent.aside, target.spent.aside],
-            "writes": sum(
-                number for what, number in drawn.target_cost.requests.items() if what.startswith("write ")
-            ),
+            "writes": sum(number for what, number in drawn.target_cost.requests.items() if what.startswith("write ")),
             "equal": migration.verdict.equal and not wrong,
             "sentence": migration.verdict.sentence,
         }
@@ -273,7 +271,7 @@ def detail(done: Run) -> None:
     marks = done.said["marks"]
     start = min(at for each in done.servers for at in each["arrivals"])
     print("   phases " + ", ".join(f"{name} from {at - start:.1f} s" for name, at in marks.items()), flush=True)
-    print(f"   spent by then {done.said['spent']}, cpu {({k: round(v, 1) for k, v in done.said['worked'].items()})}")
+    print(f"   spent by then {done.said['spent']}, cpu { ({k: round(v, 1) for k, v in done.said['worked'].items()}) }")
     for side, each in zip(SIDES, done.servers, strict=True):
         seconds = Counter(int(at - start) for at in each["arrivals"])
         print(f"   {side} a second: " + " ".join(str(seconds[n]) for n in range(max(seconds) + 1)))
@@ -296,7 +294,9 @@ HEADS += f"{'reads':>6}{'there':>6}{'least':>7}{'':>6}{'over':>6}{'429':>5}{'cpu
 
 
 def race(pairs: list[tuple[str, str]], runs: int, latency: float, detailed: bool) -> bool:
-    print(f"{sum(NUMBERS.values()):,} rows, {1000 * latency:g} ms at the servers, {runs} run(s); {time.strftime('%F %T')}")
+    print(
+        f"{sum(NUMBERS.values()):,} rows, {1000 * latency:g} ms at the servers, {runs} run(s); {time.strftime('%F %T')}"
+    )
     print(HEADS, flush=True)
     kept = True
     for names in pairs:

@@ -30,6 +30,7 @@ def pytest_sessionstart() -> None:
 ONCE = {
     *("test_endpoints.py", "test_fuzz.py", "test_pacing.py", "test_pairs.py", "test_roundtrip.py", "test_together.py"),
     *("test_demo.py", "test_plan.py", "test_check.py", "test_retry.py", "test_limits.py", "test_webhooks.py"),
+    "test_migration_costs.py",
 }
 
 

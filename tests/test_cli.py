@@ -20,7 +20,6 @@ from click.testing import CliRunner, Result
 
 from crmclient import AuthFailed, Misconfigured, OriginRefused, Secret
 from crmclient.cli import COMMANDS, commands
-from crmclient.cli.demo import served
 from crmclient.cli.dialects import letters
 from crmclient.cli.login import Landing, _asked, consent_address, granted  # pyright: ignore[reportPrivateUsage]
 from crmclient.cli.read import ENTITIES
@@ -30,7 +29,7 @@ from crmclient.clock import FakeClock, SystemClock
 from crmclient.dialect import ALL, COMPLETE, CREATE, READ, UPDATE
 from crmclient.profiles import Profile
 from crmclient.registry import dialect
-from crmclient.sandbox.server import Running, face
+from crmclient.sandbox.server import Running, face, served
 from crmclient.sandbox.world import World, populate
 
 KOMMO = dialect("kommo")

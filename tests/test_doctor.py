@@ -18,12 +18,11 @@ from click.testing import CliRunner, Result
 
 from crmclient import Retry, Secret
 from crmclient.cli import commands
-from crmclient.cli.demo import served
 from crmclient.cli.doctor import Diagnosis, Finding, diagnosed, in_words
 from crmclient.clock import FakeClock, SystemClock
 from crmclient.dialect import Token
 from crmclient.profiles import Profile
-from crmclient.sandbox.server import Running, face, in_process
+from crmclient.sandbox.server import Running, face, in_process, served
 from crmclient.sandbox.world import World, populate
 from crmclient.tokens import Files, Spending
 

@@ -41,11 +41,10 @@ from crmclient import (
     Unknown,
 )
 from crmclient.cli import commands
-from crmclient.cli.demo import served
 from crmclient.cli.lines import BadFile, Line, cells, columns, csv_lines, csv_row, guarded, json_lines, unguarded
 from crmclient.clock import SystemClock
 from crmclient.entities import FieldType, Label, NoteKind, Outcome
-from crmclient.sandbox.server import Running, face
+from crmclient.sandbox.server import Running, face, served
 from crmclient.sandbox.world import World, populate
 from crmclient.serial import from_tree, to_tree
 from crmclient.testing.samples import ENTITIES, VARIANTS, Words, anything, full

@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from crmclient import Client, Contact, Deal, Filter, Invalid, Kind, Note, Ref, Tag, Unsupported, Verb
-from crmclient.cli.demo import MOVED, client_of
+from crmclient.cli.demo import client_of
 from crmclient.clock import FakeClock
 from crmclient.dialect import Listing
+from crmclient.migration.matching import MOVED
 from crmclient.paging import Offset
 from crmclient.registry import dialect, dialect_names
 from crmclient.sandbox.server import Running, face, in_process

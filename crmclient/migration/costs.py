@@ -84,18 +84,26 @@ def writes(
     """The fewest requests that make so many rows, ``size`` of them each: else as many as one can hold.
 
     ``apart`` are their numbers by what they hang on, for where a request holds rows of one such kind only; ``completed``
-    are finished by a request each, and ``ties`` of contacts to companies are made once both are there.
+    are finished once they are there, and ``ties`` of contacts to companies are made once both are.
     """
     route, size = target.route(MOVED[kind], Verb.CREATE), size or batch(target, kind)
     grouped = isinstance(route, Writing) and route.group_by is not None and apart
-    total = sum(batches(number, size) for number in (apart if grouped else [rows])) + completed
+    total = sum(batches(number, size) for number in (apart if grouped else [rows]))
+    total += batches(completed, _completed_at_once(target, kind))
     if kind == "contacts" and isinstance(route, Writing) and route.then is not None:
-        # What ties rows once they are made comes in batches as large as the rows' own.
+        # What ties rows once they are made comes in batches as large as one can hold.
         told = source.resource(MOVED[kind]).survivors(Verb.LIST) & target.resource(MOVED[kind]).survivors(Verb.CREATE)
         # A tie dates its row anew, so who changed it and when has to be told once more.
         stamped = not route.redates and bool(told & {"updated_at", "updated_by"})
-        total += batches(ties, size) * (1 + stamped)
+        total += batches(ties, batch(target, kind)) * (1 + stamped)
     return total
+
+
+def _completed_at_once(target: Dialect, kind: str) -> int:
+    """How many rows a request completes: many where an update can say all that completing says."""
+    resource = target.resource(MOVED[kind])
+    said = resource.survivors(Verb.COMPLETE) & {"done", "result"}
+    return batch_of(target, MOVED[kind], Verb.UPDATE) if said and said <= resource.survivors(Verb.UPDATE) else 1
 
 
 def minutes(requests: int, rates: Iterable[Rate]) -> float:

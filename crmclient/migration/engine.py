@@ -140,7 +140,8 @@ class Migration:
                 print(event.phase, event.counts)
             print(migration.verdict.sentence)
 
-    Run it again, with the same plan and ledger, after whatever stopped it. ``stop()`` lets what is in flight end.
+    Make another, with the same plan and ledger, after whatever stopped it, and it goes on. ``stop()`` lets what is in flight
+    end, and so does leaving the loop early, once its iterator is closed (``contextlib.aclosing``).
     ``lanes`` is how many requests are under way on the target at once. Iterating raises Misconfigured, before anything is
     sent, for what ``prepare`` finds; LedgerFailed; and what the CRMs raise when it is no use to go on.
     """
@@ -160,7 +161,7 @@ class Migration:
         self.verdict: Verdict | None = None
         self._lanes = lanes
         self._stopping = False
-        self._prepared = False
+        self._begun = self._prepared = False
         self._failure: BaseException | None = None
         self._events: deque[Event] = deque(maxlen=1000)
         self._news = asyncio.Event()
@@ -196,6 +197,9 @@ class Migration:
     # -------------------------------------------------------------------------------------------------------- driving
 
     async def __aiter__(self) -> AsyncIterator[Event]:
+        if self._begun:
+            raise Misconfigured("a Migration runs once: make another with the same plan and ledger to go on")
+        self._begun = True
         task = asyncio.create_task(self._run())
         task.add_done_callback(lambda _: self._news.set())
         try:
@@ -1123,6 +1127,7 @@ class Migration:
                 source_row=self._noticed,
                 told=self._reading,
                 words=self._translate.words,
+                before=self._was_there,
                 clock=self.clock,
             )
             if self._stopping:
@@ -1140,6 +1145,11 @@ class Migration:
         self.ledger.note_state(_ENDED, self.clock.now(), json.dumps(self.verdict.as_tree(), ensure_ascii=False))
         self.ended = True
         self._tell("ended", self.verdict.sentence)
+
+    def _was_there(self, kind: str, target: Id) -> bool:
+        """Whether a row of the target was there before anything was moved."""
+        known = self.ledger.mapped("watermark", kind)
+        return isinstance(target, int) and isinstance(known, int) and target <= known
 
     def _reading(self, side: str, kind: str, rows: int) -> None:
         self._tell()

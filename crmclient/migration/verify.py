@@ -87,6 +87,8 @@ class Verdict:
     restamped: Mapping[str, int]
     in_fields: Mapping[str, int] = field(factory=dict[str, int])
     archived: Mapping[str, int] = field(factory=dict[str, int])
+    before: Mapping[str, int] = field(factory=dict[str, int])
+    """Rows of the target that were there before anything was moved, by kind: nobody counts them as too many."""
 
     def number(self, sign: Sign) -> int:
         """Of all kinds together."""
@@ -125,6 +127,8 @@ class Verdict:
         if self.no_place:
             kept = f" and {_number(whole)} of them are in the archive" if whole else ""
             lost.append(f"{_number(sum(self.no_place.values()))} rows have no place there{kept}")
+        if self.before:
+            lost.append(f"{_number(sum(self.before.values()))} rows were there before")
         told = ", ".join(lost)
         return f"{begun} {counted}." + (f" {told[0].upper()}{told[1:]}." if told else "")
 
@@ -133,7 +137,7 @@ class Verdict:
         kinds = {kind: {sign.name.lower(): counts.get(sign, 0) for sign in Sign} for kind, counts in self.kinds.items()}
         told = {
             name: dict(getattr(self, name))
-            for name in ("no_place", "dropped", "folded", "in_fields", "archived", "restamped")
+            for name in ("no_place", "dropped", "folded", "in_fields", "archived", "restamped", "before")
         }
         return {
             "equal": self.equal,
@@ -171,6 +175,7 @@ async def check(
     paired: Callable[[str, Id, Id], None] = lambda kind, source, target: None,
     told: Told = silent,
     words: Words | None = None,
+    before: Callable[[str, Id], bool] = lambda kind, target: False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Verdict:
     """Read both sides whole, side by side, and compare; ``each`` is told of every row, with its sign.
@@ -178,7 +183,8 @@ async def check(
     Without a plan, users, stages and fields are matched as a new plan would match them. ``source_row`` is given each row
     of the source as it is read, and each company that is but a word on contacts as a row. ``paired`` is told of each pair,
     by kind and both ids, that a mark or a guess has made and that ``pairs`` do not have. ``words`` are better ones than the
-    plan's. Memory stays the same however many rows there are. Raises Misconfigured for a plan of other accounts.
+    plan's. ``before`` knows the rows of the target, by kind and id, that were there before anything was moved. Memory
+    stays the same however many rows there are. Raises Misconfigured for a plan of other accounts.
     """
     if plan is None:
         plan = await draft(source, target, clock=clock)
@@ -186,7 +192,7 @@ async def check(
         raise Misconfigured("; ".join(wrong))
     made = plan.made_fields(await vocabulary(target, Field)) if plan.fields_to_make() else {}
     with Seen() as seen:
-        comparing = _Comparing(source, target, plan, plan.words(made), seen, each, source_row, paired)
+        comparing = _Comparing(source, target, plan, plan.words(made), seen, each, source_row, paired, before)
         if words is not None:
             comparing.translate.words = words
         await _both(comparing.read_source(told), comparing.read_target(told))
@@ -239,10 +245,12 @@ class _Comparing:
     each: Callable[[Finding], None]
     source_row: Callable[[Any], None]
     paired: Callable[[str, Id, Id], None]
+    before: Callable[[str, Id], bool]
     kinds: dict[str, Counter[Sign]] = field(factory=dict[str, Counter[Sign]])
     no_place: Counter[str] = field(factory=Counter[str])
     lost: Counter[tuple[str, str]] = field(factory=Counter[tuple[str, str]])
     restamped: Counter[str] = field(factory=Counter[str])
+    were_there: Counter[str] = field(factory=Counter[str])
     known: dict[str, frozenset[str]] = field(factory=dict[str, frozenset[str]])
     translate: Translation = field(init=False)
     read: list[str] = field(init=False)
@@ -447,6 +455,7 @@ class _Comparing:
             archived=by["archive"]
             | {what: number for what, number in self.no_place.items() if self.translate.choice(what) == "archive"},
             restamped=dict(self.restamped),
+            before=dict(self.were_there),
         )
 
     def _guess(self, kind: str) -> None:
@@ -516,7 +525,10 @@ class _Comparing:
         for row in self._rows("source", kind, paired=False):
             self._found(Finding(kind=kind, sign=Sign.MISSING, source=row.id, name=row.name))
         for row in self._rows("target", kind, paired=False):
-            self._found(Finding(kind=kind, sign=Sign.EXTRA, target=row.id, name=row.name))
+            if self.before(kind, row.id):
+                self.were_there[kind] += 1
+            else:
+                self._found(Finding(kind=kind, sign=Sign.EXTRA, target=row.id, name=row.name))
 
     def _found(self, finding: Finding) -> None:
         self.kinds[finding.kind][finding.sign] += 1
