@@ -1,6 +1,7 @@
 """How near a whole move comes to the pace both accounts allow, by the servers' own count, and what memory it takes.
 
-    python benchmarks/migration.py [--runs N] [--latency S] [--only WORD ...] [--memory] [--detail]
+    python benchmarks/migration.py [--runs N] [--latency S] [--only WORD ...] [--detail]
+    python benchmarks/migration.py --memory [--rows N]
 
 Nothing leaves this machine. 2,000 contacts, 300 companies, 1,500 deals, 3,000 notes and 1,500 tasks move between two
 sandboxes, limits on, each in a process of its own that answers after so many seconds; a third process moves them, with a
@@ -16,6 +17,12 @@ target has nothing to do meanwhile. Over is how many requests came when as many 
 before; least is how many requests would have done (`crmclient.migration.costs`), and what is named beside them.
 
 A run whose server loop lagged by more than 30 ms counted late: it is void and is made again, as often as there were runs.
+
+Memory is the peak of a process that moves 10,000 rows, and of one that moves 1,000,000: every row is read, written down
+in a ledger on disk, sent, settled, read back and compared. A million rows over HTTP would take hours, so both accounts are
+made up in the same process as they are asked for: a dialect of contacts that have a name and nothing else, 1,000 a
+page and 1,000 a request, no limits. So it shows that nothing grows with the number of rows, and not what rows of a
+real account weigh: pages of those are held too, but as many of them however many rows there are.
 """
 
 import argparse
@@ -28,25 +35,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import httpx
 from attrs import frozen
 
-from crmclient import connect
-from crmclient.auth import Login
+from crmclient import Client, Contact, connect
+from crmclient.auth import Bearer, Login
 from crmclient.clock import SystemClock
+from crmclient.dialect import ALL, Dialect, Listing, Made, Resource, Verb, Writing, by_status, mapping, read
+from crmclient.formats import Json
 from crmclient.migration.costs import reads
 from crmclient.migration.engine import Migration
-from crmclient.migration.ledger import Ledger
+from crmclient.migration.ledger import Ledger, State
 from crmclient.migration.matching import KINDS, MOVED
-from crmclient.migration.plan import plan
+from crmclient.migration.plan import draft, plan
+from crmclient.paging import PageNumber
 from crmclient.registry import dialect
-from crmclient.dialect import Verb
 
 NUMBERS = {"contacts": 2_000, "companies": 300, "deals": 1_500, "tasks": 1_500, "notes": 3_000}
 PAIRS = [("kommo", "kommo"), ("amocrm", "kommo")]
@@ -61,7 +71,7 @@ SIDES = ("source", "target")
 async def serve(name: str, full: bool, latency: float) -> None:
     """Print where we are, wait for a line, print what came."""
     from crmclient.sandbox import server
-    from crmclient.sandbox.faults import Fault
+    from crmclient.sandbox.faults import Action, Fault
     from crmclient.sandbox.world import World, populate
 
     worst, loop = 0.0, asyncio.get_running_loop()
@@ -73,10 +83,17 @@ async def serve(name: str, full: bool, latency: float) -> None:
         worst = max(worst, now - due) if stats.arrivals else 0.0
         loop.call_at(now + 0.005, beat, now + 0.005, stats)
 
-    slow = [Fault(action="delay", seconds=latency, times=1_000_000)] if latency else []
+    slow = [Fault(action=Action.DELAY, seconds=latency, times=1_000_000)] if latency else []
     with World(clock=SystemClock()) as world:
         if full:
-            populate(world, **NUMBERS, seed=1)
+            populate(
+                world,
+                contacts=NUMBERS["contacts"],
+                companies=NUMBERS["companies"],
+                deals=NUMBERS["deals"],
+                tasks=NUMBERS["tasks"],
+                notes=NUMBERS["notes"],
+            )
         async with server.serve(server.face(name), world, faults=slow) as running:
             place = {
                 "dialect": name,
@@ -128,6 +145,7 @@ async def move(places: list[dict[str, Any]], folder: str) -> dict[str, Any]:
     marks: dict[str, float] = {}
     spent: dict[str, list[int]] = {}
     worked: dict[str, float] = {}
+    lines: list[str] = []
 
     def mark(phase: str) -> None:
         if phase not in marks:
@@ -143,6 +161,7 @@ async def move(places: list[dict[str, Any]], folder: str) -> dict[str, Any]:
             migration = Migration(source, target, drawn, ledger)
             async for event in migration:
                 mark(event.phase)
+                lines += [event.said] if event.said else []
             wrong = ledger.violations()
         mark("ended")
         assert migration.verdict is not None  # noqa: S101
@@ -155,6 +174,7 @@ async def move(places: list[dict[str, Any]], folder: str) -> dict[str, Any]:
             "writes": sum(number for what, number in drawn.target_cost.requests.items() if what.startswith("write ")),
             "equal": migration.verdict.equal and not wrong,
             "sentence": migration.verdict.sentence,
+            "lines": lines,
         }
 
 
@@ -221,7 +241,7 @@ def least(names: tuple[str, str], servers: list[dict[str, Any]], writes: int) ->
 
 
 @contextmanager
-def serving(name: str, full: bool, latency: float) -> Iterator["subprocess.Popen[str]"]:
+def serving(name: str, full: bool, latency: float) -> Generator["subprocess.Popen[str]"]:
     asked = [sys.executable, __file__, "--serve", name, "--latency", str(latency), *(["--full"] if full else [])]
     process = subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
     try:
@@ -272,6 +292,7 @@ def detail(done: Run) -> None:
     start = min(at for each in done.servers for at in each["arrivals"])
     print("   phases " + ", ".join(f"{name} from {at - start:.1f} s" for name, at in marks.items()), flush=True)
     print(f"   spent by then {done.said['spent']}, cpu { ({k: round(v, 1) for k, v in done.said['worked'].items()}) }")
+    print("".join(f"   {line}\n" for line in done.said["lines"]), end="")
     for side, each in zip(SIDES, done.servers, strict=True):
         seconds = Counter(int(at - start) for at in each["arrivals"])
         print(f"   {side} a second: " + " ".join(str(seconds[n]) for n in range(max(seconds) + 1)))
@@ -289,8 +310,10 @@ def tell(done: Run) -> str:
     )
 
 
-HEADS = f"{'':18}{'move s':>8}{'fewest':>8}{'ratio':>7}{'reads':>6}{'there':>6}{'plan +':>8}{'fewest':>8}{'ratio':>7}"
-HEADS += f"{'reads':>6}{'there':>6}{'least':>7}{'':>6}{'over':>6}{'429':>5}{'cpu s':>7}{'lag ms':>7}"
+HEADS = (
+    f"{'':18}{'move s':>8}{'fewest':>8}{'ratio':>7}{'reads':>6}{'there':>6}{'+plan s':>8}{'fewest':>8}{'ratio':>7}"
+    f"{'reads':>6}{'there':>6}{'least':>7}{'':>6}{'over':>6}{'429':>5}{'cpu s':>7}{'lag ms':>7}"
+)
 
 
 def race(pairs: list[tuple[str, str]], runs: int, latency: float, detailed: bool) -> bool:
@@ -321,14 +344,129 @@ def race(pairs: list[tuple[str, str]], runs: int, latency: float, detailed: bool
     return kept
 
 
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+PER_PAGE = 1_000
+MEGABYTES = 30.0
+FIRST_THERE = 10_000_000
+
+
+def _contact(row: Any, context: Any) -> Contact:
+    return Contact(id=row["id"], name=row["name"], raw=row)
+
+
+NAMED = Resource(
+    entity=Contact,
+    vendor="contacts",
+    decode=_contact,
+    encode=lambda contact, fields, context: {"name": contact.name},
+    fields={"name": ALL},
+    routes={
+        Verb.LIST: Listing(call=read("/contacts"), rows=lambda reply: mapping(reply.body)["rows"]),
+        Verb.CREATE: Writing(
+            method="POST",
+            path=lambda row: "/contacts",
+            wrap=lambda rows: [row.wire for row in rows],
+            unwrap=lambda reply, rows: tuple(Made(id=id) for id in mapping(reply.body)["ids"]),
+            batch=PER_PAGE,
+        ),
+    },
+)
+MADE_UP = Dialect(
+    name="madeup",
+    title="Made up",
+    host=None,
+    format=Json(),
+    paging=PageNumber(size=PER_PAGE, pages=lambda reply: mapping(reply.body)["pages"]),
+    rate=(),
+    auth=(Bearer(),),
+    judge=by_status,
+    resources={Contact: NAMED},
+)
+
+
+def account(place: str, first: int, rows: int) -> Client:
+    """An account of so many contacts with ids from ``first`` on, that makes up each page as it is asked for.
+
+    What is created gets the id that goes with its name, so that nothing has to be kept but how many there are.
+    """
+    there = rows
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal there
+        if request.method == "POST":
+            ids = [first + int(row["name"].rpartition(" ")[2]) for row in json.loads(request.content)]
+            there += len(ids)
+            body: dict[str, Any] = {"ids": ids}
+        else:
+            start = (int(request.url.params["page"]) - 1) * PER_PAGE
+            page = [{"id": first + n, "name": f"Contact {n}"} for n in range(start, min(start + PER_PAGE, there))]
+            body = {"rows": page, "pages": max(1, -(-there // PER_PAGE))}
+        return httpx.Response(200, json=body)
+
+    return connect(MADE_UP, base_url=place, credentials="token", transport=httpx.MockTransport(answer))
+
+
+async def move_many(rows: int, folder: str) -> None:
+    """A child: its most memory before it begins, with all rows in the target, and once both sides are compared."""
+    source, target = account("http://127.0.0.1:9/a", 1, rows), account("http://127.0.0.1:9/b", FIRST_THERE, 0)
+    told: dict[str, Any] = {"before": peak()}
+    async with source, target:
+        drawn = await draft(source, target)
+        with Ledger(Path(folder) / "ledger") as ledger:
+            migration = Migration(source, target, drawn, ledger)
+            async for event in migration:
+                told.setdefault(event.phase, peak())
+            told["peak"] = peak()
+            told["rows"] = ledger.counts()["contacts"][State.DONE]
+        assert migration.verdict is not None  # noqa: S101
+        told |= {"equal": migration.verdict.equal, "cpu": time.process_time()}
+    print(json.dumps(told))
+
+
+def peak() -> float:
+    """The most memory this process has ever held, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage() would count what the parent held when it forked
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def flat(few: int, many: int) -> bool:
+    peaks: list[float] = []
+    for rows in (few, many):
+        with tempfile.TemporaryDirectory() as folder:
+            asked = [sys.executable, __file__, "--move-many", str(rows), "--folder", folder]
+            said = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout)  # noqa: S603
+            size = (Path(folder) / "ledger").stat().st_size / (1 << 20)
+        if not said["equal"] or said["rows"] != rows:
+            raise SystemExit(f"{said['rows']} of {rows} rows were moved, equal: {said['equal']}")
+        print(
+            f"{rows:>9,} rows: peak RSS {said['peak']:.1f} MB ({said['before']:.1f} before, "
+            f"{said['verifying']:.1f} when all were moved), ledger {size:.0f} MB, {said['cpu']:.0f} s of work",
+            flush=True,
+        )
+        peaks.append(said["peak"])
+    growth = peaks[1] - peaks[0]
+    print(f"{'ok  ' if growth <= MEGABYTES else 'MISS'} {growth:+.1f} MB (due {MEGABYTES:g} MB)")
+    return growth <= MEGABYTES
+
+
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--runs", type=int, default=3)
     asked.add_argument("--latency", type=float, default=0.05, help="seconds that a server takes to answer")
     asked.add_argument("--only", nargs="*", default=[], help="pairs whose name has this word")
     asked.add_argument("--detail", action="store_true", help="what arrived in each second")
-    for hidden in ("--serve", "--move"):
+    asked.add_argument("--memory", action="store_true", help="how memory grows with the rows, and nothing else")
+    asked.add_argument("--rows", type=int, default=1_000_000, help="rows that are to take no more memory than 10,000")
+    for hidden in ("--serve", "--move", "--folder"):
         asked.add_argument(hidden, help=argparse.SUPPRESS)
+    asked.add_argument("--move-many", type=int, help=argparse.SUPPRESS)
     asked.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
     given = asked.parse_args()
     if given.serve:
@@ -337,6 +475,11 @@ def main() -> int:
     if given.move:
         print(json.dumps(asyncio.run(move(json.loads(sys.stdin.readline()), given.move))))
         return 0
+    if given.move_many:
+        asyncio.run(move_many(given.move_many, given.folder))
+        return 0
+    if given.memory:
+        return 0 if flat(10_000, given.rows) else 1
     pairs = [pair for pair in PAIRS if not given.only or any(word in " -> ".join(pair) for word in given.only)]
     return 0 if race(pairs, given.runs, given.latency, given.detail) else 1
 

@@ -426,7 +426,8 @@ def _opening(
             except NotFound:
                 continue  # deleted since the list was read, and its rows with it
             except Unreadable as bad:
-                if on_bad is None:
+                # A maintenance page in place of a card says nothing of the card.
+                if on_bad is None or bad.passing:
                     raise
                 on_bad(above, bad)
                 found += [parent] if shows else []
@@ -788,14 +789,16 @@ def finish_many(dialect: Dialect, entity: type[T], given: Sequence[tuple[Id, T]]
     all of it was done. Nothing is sent where nothing follows.
     """
     resource, route = dialect.resource(entity), _route(dialect, entity, Verb.CREATE, Writing)
-    rows: list[Row] = []
+    rows, errors = list[Row](), dict[int, CRMError]()
     for number, (id, each) in enumerate(given):
-        rows.append(evolve((yield from _row_to_create(dialect, resource, number, each)), id=id))
-    failed: dict[tuple[int, str], CRMError] = {}
-    if route.then is not None:
+        try:
+            rows.append(evolve((yield from _row_to_create(dialect, resource, number, each)), id=id))
+        except UsageError as wrong:  # an option that has been removed since, say
+            errors[number] = wrong
+    if route.then is not None and rows:
         _, failed = yield from _followed(route.then(rows))
-    errors = {number: error for (number, _), error in failed.items()}
-    return [errors.get(row.number) for row in rows]
+        errors |= {number: error for (number, _), error in failed.items()}
+    return [errors.get(number) for number in range(len(given))]
 
 
 def finishes(dialect: Dialect, entity: type[Any]) -> bool:

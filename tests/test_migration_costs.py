@@ -14,6 +14,7 @@ from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Ledger
 from crmclient.migration.matching import MOVED, kind_of
 from crmclient.migration.plan import Plan, plan
+from crmclient.sandbox.faults import Action, Fault
 
 ROWS = {"contacts": 24, "companies": 4, "deals": 16, "tasks": 14, "notes": 12}
 # Kinds of rows of which one may have fields, each with a list of its own.
@@ -113,3 +114,26 @@ async def test_a_move_without_faults_costs_the_least_and_what_is_named(origin: s
         }
         assert spent[1] == least + sum(extra.values()), (least, extra, dict(target.stats.calls))
         assert settings[1] == SETTINGS.get((origin, goal), 0)
+
+
+@pytest.mark.parametrize("origin", ["kommo", "amocrm"])
+@pytest.mark.asyncio
+async def test_a_move_is_as_fast_as_the_limits_allow(origin: str, tmp_path: Path) -> None:
+    """Of the pace only: in this time work takes none. What it takes is measured by benchmarks/migration.py."""
+    slow = Fault(action=Action.DELAY, seconds=0.05, times=1_000_000)
+    rows = {"contacts": 200, "companies": 30, "deals": 150, "tasks": 150, "notes": 300}
+    async with two(origin, "kommo", **rows) as (reading, writing, source, target):
+        drawn = await plan(reading, writing)
+        before = source.stats.requests, target.stats.requests
+        for side in (source, target):
+            side.faults.add(slow)
+        with Ledger(tmp_path / "ledger", durable=False) as ledger:
+            migration = Migration(reading, writing, drawn, ledger, clock=source.account.clock)
+            async for _ in migration:
+                pass
+        arrived = [side.stats.arrivals[n:] for side, n in zip((source, target), before, strict=True)]
+        fewest = max(len(each) for each in arrived) / 7
+        assert max(map(max, arrived)) - min(map(min, arrived)) <= 1.05 * fewest
+        assert source.stats.over(7, 1.0) == target.stats.over(7, 1.0) == 0
+        assert migration.verdict is not None
+        assert migration.verdict.equal

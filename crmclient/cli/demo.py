@@ -144,7 +144,7 @@ def _creates(spoken: Dialect, kind: str) -> Iterable[tuple[str, str]]:
 @click.command("demo")
 @click.option("--from", "origin", default="amoxml", help="The dialect to move from.", show_default=True)
 @click.option("--to", "goal", default="kommo", help="The dialect to move to.", show_default=True)
-@click.option("--rows", default=10, type=click.IntRange(1), help="Contacts; the rest in proportion.", show_default=True)
+@click.option("--rows", default=8, type=click.IntRange(1), help="Contacts; the rest in proportion.", show_default=True)
 @click.option("--seed", default=1, help="The same seed makes the same rows.", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 @click.pass_context

@@ -8,7 +8,7 @@ can be done, and how, is read off the two dialects.
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
@@ -182,14 +182,15 @@ class Migration:
         self._coming: frozenset[type[Any]] = frozenset()
         self._busy = 0
         self._doubts = 0
-        self._failures = 0
-        self._failed_at = float("-inf")
-        self._made_some = False
+        self._failures: Counter[str] = Counter()
+        self._failed_at: dict[str, float] = {}
+        self._arrived: dict[str, float] = {}
+        self._tried: dict[tuple[str, Id], float] = {}
         self._group: asyncio.TaskGroup | None = None
         self._altered: dict[tuple[str, Id], Any] = {}
         self._new: list[Fresh] = []
         self._coming_late: set[tuple[str, Id]] = set()
-        self._reopened = 0
+        self._reopened, self._last_look = 0, False
         self._asking = False
         self._died = self._unsure = False
         self._me_told = asyncio.Event()
@@ -216,9 +217,12 @@ class Migration:
             if not task.done():
                 # Whoever looks away stops it, as stop() does: what is in flight ends.
                 self.stop()
-                await asyncio.wait([task])
-                if not task.cancelled():
-                    task.exception()
+                try:
+                    await asyncio.wait([task])
+                finally:
+                    # Whoever asks a second time wants it at once.
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
 
     def stop(self) -> None:
         """Send nothing new, and end once what is in flight has ended. Running again goes on."""
@@ -360,7 +364,7 @@ class Migration:
             asked = any(self.ledger.mapped(f"making {how}", what) is not None for how, what in lacking)
             if asked and not waited:
                 # It may have been asked for before we died, and may still land.
-                await self.clock.sleep(self.plan.quarantine)
+                await self._pause(self.plan.quarantine)
                 waited = True
                 self.target.forget()
                 continue
@@ -370,8 +374,9 @@ class Migration:
             for receipt in receipts:
                 if isinstance(receipt, Refused):
                     raise receipt.error
-            await self._heed(receipts, self.clock.monotonic())
-            waited = not any(isinstance(each, Unknown) for each in receipts)
+            await self._heed("fields", receipts, self.clock.monotonic())
+            # What may have been made is waited for, even where a list lags behind.
+            waited = all(isinstance(each, NotApplied) for each in receipts)
         named = ", ".join(str(each.name) for each in lacking.values())
         raise Misconfigured(f"{self.target.dialect.title} does not show the custom fields that were made: {named}")
 
@@ -389,7 +394,8 @@ class Migration:
             async with aclosing(self.target.of(entity).pages(prefetch=1)) as pages:
                 async for page in pages:
                     for row in page:
-                        if row.owner is not None and row.id is not None and self.ledger.owned(kind, row.id):
+                        ours = row.id is not None and self.ledger.owned(kind, row.id)
+                        if ours and row.owner is not None and row.owner not in self._translate.words.users.values():
                             self.ledger.learn("me", "me", row.owner.id, "given to our rows")
                             self._translate.words = self._with_me(row.owner)
                             return
@@ -493,6 +499,23 @@ class Migration:
         return self.source.together(*(MOVED[kind] for kind in kinds), on_bad=bad)
 
     async def _read_source(self) -> None:
+        """What fails in passing goes on a little later from the last page that was noted."""
+        failures = 0
+        while True:
+            before = self.ledger.position()
+            try:
+                await self._read_on()
+                return
+            except _PASSING as error:
+                failures = failures + 1 if self.ledger.position() == before else 1
+                if failures >= _TRIES or self._halted:
+                    raise
+                self._tell(said=f"the source: {error.message}: going on in {2**failures} s")
+                await self._pause(float(2**failures))
+                if self._halted:
+                    return
+
+    async def _read_on(self) -> None:
         text, ended = self.ledger.position()
         if ended:
             return
@@ -753,7 +776,7 @@ class Migration:
             self._tell(said=f"{unknown} {kind} may or may not have been made: looking for them")
             self._doubt(evolve(batch, sources=tuple(rows.keys() - became.keys()), certain=certain), held=True)
         self._tell()
-        await self._heed(list(receipts.values()), begun)
+        await self._heed(kind, list(receipts.values()), begun)
 
     def _told(
         self, kind: str, rows: Mapping[Id, _Ready], receipts: Mapping[Id, Receipt[Any]]
@@ -773,13 +796,13 @@ class Migration:
                 if folded(rows[source].sent) is not None and self.ledger.mapped(f"text {kind}", source) is None:
                     # A call may lack what makes it one there; what it says goes as a text.
                     self.ledger.learn(f"text {kind}", source, None, str(receipt.error))
-                    became[source] = Settled(state=State.PENDING)
+                    became[source] = Settled(state=State.PENDING, struck=True)
                     again.append(source)
                 else:
                     became[source] = Settled(state=State.REJECTED, error=str(receipt.error))
             elif isinstance(receipt, NotApplied):
-                became[source] = Settled(state=State.PENDING, error=str(receipt.error))
-                refused = refused or isinstance(receipt.error, Rejected)
+                became[source] = Settled(state=State.PENDING, error=str(receipt.error), struck=True)
+                refused = refused or isinstance(receipt.error, Rejected | NotFound)
                 again.append(source)
         if not refused or len(again) < 2:
             return became, [tuple(again)] if again else [], certain
@@ -815,27 +838,29 @@ class Migration:
             if counts[each] <= 0:
                 del counts[each]
 
-    async def _heed(self, receipts: Sequence[Receipt[Any]], begun: float) -> None:
+    async def _heed(self, kind: str, receipts: Sequence[Receipt[Any]], begun: float) -> None:
         """Whatever was not applied through no fault of its rows: wait, or stop where waiting is no use.
 
         ``begun`` is when it was sent: what fails together fails once.
         """
         errors = [each.error for each in receipts if isinstance(each, NotApplied | Unknown)]
         for each in errors:
-            if isinstance(each, Banned) or not isinstance(each, (*_PASSING, AmbiguousWrite, Rejected)):
+            if isinstance(each, Banned) or not isinstance(each, (*_PASSING, AmbiguousWrite, Rejected, NotFound)):
                 raise each
-        self._made_some = self._made_some or any(isinstance(each, Made) for each in receipts)
-        passing = next((each for each in errors if not isinstance(each, Rejected)), None)
+        if any(isinstance(each, Made) for each in receipts):
+            self._failures[kind], self._arrived[kind] = 0, self.clock.monotonic()
+        passing = next((each for each in errors if not isinstance(each, Rejected | NotFound)), None)
         if passing is None:
-            self._failures = 0
             return
-        if begun >= self._failed_at:
-            self._failures, self._failed_at = self._failures + 1, self.clock.monotonic()
-        if self._failures >= _TRIES:
+        if begun >= self._failed_at.get(kind, float("-inf")):
+            self._failures[kind] += 1
+            self._failed_at[kind] = self.clock.monotonic()
+        if self._failures[kind] >= _TRIES:
             raise passing
         if not isinstance(passing, AmbiguousWrite):
-            self._tell(said=f"{passing.message}: trying again in {2**self._failures} s")
-            await self._pause(float(2**self._failures))
+            wait = float(2 ** self._failures[kind])
+            self._tell(said=f"{passing.message}: trying again in {wait:g} s")
+            await self._pause(wait)
 
     # ------------------------------------------------------------------------------------------------------ finishing
 
@@ -856,7 +881,7 @@ class Migration:
                 await self._unfinishable(kind, source, target, failed[source])
         self._tell()
         passing = [NotApplied(error=each) for each in failed.values() if isinstance(each, _PASSING)]
-        await self._heed(passing or [Made()], begun)
+        await self._heed(f"finish {kind}", passing or [Made()], begun)
 
     async def _follow(self, kind: str, rows: Sequence[tuple[Id, Id]], sent: Mapping[Id, Any]) -> dict[Id, CRMError]:
         """What follows rows once they are made; where one is refused for another's sake, halves tell which."""
@@ -898,15 +923,15 @@ class Migration:
 
     async def _unfinishable(self, kind: str, source: Id, target: Id, error: CRMError) -> None:
         """What follows a row was not done, or nobody knows whether it was."""
-        item = self.ledger.item(kind, source)
-        tries = int(self.ledger.mapped(f"finishing {kind}", source) or 0) + 1
-        if isinstance(error, (*_PASSING, AmbiguousWrite)) and tries < _TRIES and item is not None:
-            self.ledger.learn(f"finishing {kind}", source, tries, str(error))
-            unsure = isinstance(error, AmbiguousWrite)
-            self._unsure = self._unsure or unsure
+        unsure = isinstance(error, AmbiguousWrite)
+        self._unsure = self._unsure or unsure
+        tries = int(self.ledger.mapped(f"finishing {kind}", source) or 0) + unsure
+        if isinstance(error, _PASSING) or (unsure and tries < _TRIES):
+            if unsure:
+                self.ledger.learn(f"finishing {kind}", source, tries, str(error))
             self._later(partial(self._look_after_a_while, kind, [(source, target)], unsure=unsure))
             return
-        if not isinstance(error, (*_PASSING, AmbiguousWrite, Rejected, NotFound, UsageError)):
+        if not isinstance(error, (AmbiguousWrite, Rejected, NotFound, UsageError)):
             raise error
         self.ledger.become(kind, {source: Settled(state=State.DONE, error=f"not finished: {error}")})
         self._moved(kind, State.MADE, State.DONE, 1)
@@ -925,9 +950,10 @@ class Migration:
         self._group.create_task(self._guarded(waiting))
 
     async def _look_after_a_while(self, kind: str, rows: Sequence[tuple[Id, Id]], *, unsure: bool) -> None:
-        if unsure:
-            await self._pause(self.plan.quarantine)
-        if not self._halted:
+        await self._pause(self.plan.quarantine if unsure else float(2 ** self._failures[f"finish {kind}"] - 1))
+        if self._halted:
+            self._unsure = self._unsure or unsure
+        else:
             self._found[kind] += rows
 
     async def _look_after(self, kind: str, rows: Sequence[tuple[Id, Id]]) -> None:
@@ -936,12 +962,12 @@ class Migration:
         left: list[tuple[Id, Id]] = []
         became: dict[Id, Settled] = {}
         for source, target in rows:
-            if there is not None and target not in there:
-                became[source] = Settled(state=State.DONE, error="it was deleted there meanwhile")
-            elif there is None or self._lacks(kind, source, there[target]):
+            found = there.get(target) if there is not None else None
+            if there is None or (found is not None and self._lacks(kind, source, found)):
                 left.append((source, target))
             else:
-                became[source] = Settled(state=State.DONE)
+                why = None if found is not None else "the target does not show it any more, so that nothing followed it"
+                became[source] = Settled(state=State.DONE, error=why)
         self.ledger.become(kind, became)
         self._moved(kind, State.MADE, State.DONE, len(became))
         if left:
@@ -950,16 +976,17 @@ class Migration:
 
     async def _stored(self, kind: str, ids: Sequence[Id]) -> dict[Id, Any] | None:
         """Rows of the target by their ids; None where it shows none by its id: there all of it may be said again."""
-        entity = MOVED[kind]
+        entity, found = MOVED[kind], dict[Id, Any]()
+        of: Any = self.target.of(entity)
         if flows.filtered_by(self.target.dialect, entity, "ids"):
-            of: Any = self.target.of(entity)
-            return {row.id: row async for row in of.list(ids=ids)}
+            # What cannot be read is not said again either: nobody knows what it lacks.
+            unreadable: list[Unreadable] = []
+            return {row.id: row async for row in of.list(ids=ids, on_bad=unreadable.append)}
         if not self.target.can(entity, Verb.GET):
             return None
-        found: dict[Id, Any] = {}
         for id in ids:
             try:
-                found[id] = await self.target.of(entity).get(id)
+                found[id] = await of.get(id)
             except NotFound:
                 continue
         return found
@@ -987,17 +1014,20 @@ class Migration:
 
     async def _resolve(self, batch: Batch, rows: dict[Id, _Ready]) -> None:
         """Look at once, and once more when nobody can be working on it any longer: only then is "not there" an answer."""
-        kind, until = batch.kind, self.clock.monotonic() + self.plan.quarantine
-        alone, found_any = len(rows) == 1, self.ledger.partly(batch)
+        kind, began = batch.kind, self.clock.monotonic()
+        until, found_any = began + self.plan.quarantine, self.ledger.partly(batch)
+        first = min(self._tried.setdefault((kind, source), began) for source in rows)
+        # Others came through between its first sending and its last: it is not the vendor who fails.
+        poison = len(rows) == 1 and self._arrived.get(kind, float("-inf")) > first
         while rows:
             # What began before the time was up may have looked where the row was not yet.
             over = self.clock.monotonic() >= until
-            found, blind = await self._seen(batch, rows, last=over)
+            found, alike, blind = await self._seen(batch, rows, last=over)
             found_any = found_any or bool(found)
             became = {source: self._made(kind, rows[source], target) for source, target in found.items()}
             if over:
                 lost = [source for source in rows if source not in found]
-                became |= self._given_up(batch, lost, found_any=found_any, blind=blind, alone=alone)
+                became |= self._given_up(batch, lost, alike, found_any=found_any, blind=blind, poison=poison)
             if became:
                 self.ledger.settle(batch, became, _outcome(became) if len(became) == len(rows) else None)
             for source, told in became.items():
@@ -1005,6 +1035,8 @@ class Migration:
                 self._release(kind, [rows[source].print])
                 self._after_doubt(kind, source, told)
                 del rows[source]
+                if told.state is not State.PENDING:
+                    del self._tried[kind, source]
             self._send_again(kind, [source for source, told in became.items() if told.state is State.PENDING])
             self._tell()
             self._wake()
@@ -1041,20 +1073,28 @@ class Migration:
         while not self._halted and (left := until - self.clock.monotonic()) > 0:
             await self.clock.sleep(min(left, 1.0))
 
-    async def _seen(self, batch: Batch, rows: Mapping[Id, _Ready], *, last: bool) -> tuple[dict[Id, Id], bool]:
-        """Which rows of a batch are in the target, and whether rows are there that cannot be read."""
+    async def _seen(
+        self, batch: Batch, rows: Mapping[Id, _Ready], *, last: bool
+    ) -> tuple[dict[Id, Id], frozenset[Id], bool]:
+        """Which rows of a batch are in the target; which of the others are much like one there; and whether rows are there
+        that cannot be read.
+        """
         kind, entity, prints = batch.kind, MOVED[batch.kind], self._prints[batch.kind]
         sent = {source: each.sent for source, each in rows.items()}
         needs, owned = prints.needs(sent.values()), partial(self.ledger.owned, kind)
 
-        def looking() -> Flow[tuple[Found, list[Any]]]:
+        def looking() -> Flow[Found]:
             spoken, every = self.target.dialect, list(sent.values())
             seen = yield from seek(spoken, entity, every, batch.watermark, batch.sent_at, last=last)
-            return seen, (yield from completed(spoken, entity, seen.rows, needs, owned))
+            return (yield from completed(spoken, entity, seen, needs, owned))
 
-        seen, whole = await self._patiently(looking)
+        seen = await self._patiently(looking)
         # While it was looked, others may have become somebody's.
-        return prints.matched(sent, [row for row in whole if not owned(row.id)]), seen.blind
+        free = [row for row in seen.rows if not owned(row.id)]
+        matched = prints.matched(sent, free)
+        left = [row for row in free if row.id not in matched.values()]
+        alike = prints.resembling({source: row for source, row in sent.items() if source not in matched}, left)
+        return matched, alike, seen.blind
 
     def _made(self, kind: str, row: _Ready, target: Id) -> Settled:
         more = flows.finishes(self.target.dialect, MOVED[kind]) or row.there.later
@@ -1067,7 +1107,7 @@ class Migration:
         return own(spoken, kind, content(spoken, there.whole, compared(spoken, kind)))
 
     def _given_up(
-        self, batch: Batch, lost: Sequence[Id], *, found_any: bool, blind: bool, alone: bool
+        self, batch: Batch, lost: Sequence[Id], alike: Set[Id], *, found_any: bool, blind: bool, poison: bool
     ) -> dict[Id, Settled]:
         """Rows that are not there and will not be: to be sent again, unless there is reason to think that they are."""
         route = self.target.dialect.route(MOVED[batch.kind], Verb.CREATE)
@@ -1085,9 +1125,9 @@ class Migration:
         for source in lost:
             item = self.ledger.item(batch.kind, source)
             tried = item.attempts if item is not None else 0
-            if why is not None:
-                became[source] = Settled(state=State.DOUBT, error=f"{why}: look for it in the target by hand")
-            elif alone and tried >= (_VANISHING if self._made_some else 3 * _VANISHING):
+            if said := why or ("a row much like it is there, with other dates" if source in alike else None):
+                became[source] = Settled(state=State.DOUBT, error=f"{said}: look for it in the target by hand")
+            elif poison and tried >= _VANISHING:
                 became[source] = Settled(
                     state=State.REJECTED, error=f"it vanishes: sent {tried} times, and never there"
                 )
@@ -1110,7 +1150,7 @@ class Migration:
             self._altered.clear()
             self._new.clear()
             self._coming_late.clear()
-            self._reopened = 0
+            self._reopened, self._last_look = 0, last
             differing: list[Finding] = []
 
             def each(finding: Finding, differing: list[Finding] = differing) -> None:
@@ -1118,7 +1158,7 @@ class Migration:
                     differing.append(finding)
 
             plan = evolve(self.plan, me=self._translate.words.me.id if self._translate.words.me else None)
-            self.verdict = await check(
+            looking = check(
                 self.source,
                 self.target,
                 plan,
@@ -1130,7 +1170,8 @@ class Migration:
                 before=self._was_there,
                 clock=self.clock,
             )
-            if self._stopping:
+            self.verdict = await self._unless_stopped(looking)
+            if self.verdict is None:
                 return
             new, self._new = self._new, []
             if last or not (new or differing or self._reopened):
@@ -1145,6 +1186,23 @@ class Migration:
         self.ledger.note_state(_ENDED, self.clock.now(), json.dumps(self.verdict.as_tree(), ensure_ascii=False))
         self.ended = True
         self._tell("ended", self.verdict.sentence)
+
+    async def _unless_stopped(self, looking: Coroutine[Any, Any, T]) -> T | None:
+        """What only reads is left where it stands when it is told to stop."""
+        task = asyncio.ensure_future(looking)
+        try:
+            while not task.done():
+                self._changed.clear()
+                waking = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait((task, waking), return_when=asyncio.FIRST_COMPLETED)
+                waking.cancel()
+                if self._stopping and not task.done():
+                    return None
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     def _was_there(self, kind: str, target: Id) -> bool:
         """Whether a row of the target was there before anything was moved."""
@@ -1164,13 +1222,15 @@ class Migration:
         elif item.state in SETTLED:
             late = any((at, id) in self._coming_late for at, id, _ in _hangs_on(row))
             if item.state in (State.SKIPPED, State.REJECTED) and (late or item.digest != digest(row)):
-                if item.kind in self._prints:
+                if item.kind in self._prints and not self._last_look:
                     self.ledger.reopen(
                         Fresh(kind=item.kind, source=item.source, row=row, above=item.above, name=item.name)
                     )
                     self._moved(item.kind, item.state, State.PENDING, 1)
                     self._reopened += 1
             elif late or item.digest != digest(row) or item.error == ADOPTED:
+                if late:
+                    self.ledger.outdate(item.kind, item.source)
                 self._altered[item.kind, item.source] = row
 
     async def _update(self, differing: Sequence[Finding]) -> None:
@@ -1244,13 +1304,15 @@ async def adopt(
     """Fill an empty ledger from what is in the target, where the one that a move went by is lost: how many rows of each
     kind were found again, by their marks or, where there are none, by what they say.
 
-    Both sides are only read. What is not found again is made by the next run. Raises Misconfigured for a ledger that has
-    begun and for a plan of other accounts.
+    Both sides are only read, once the plan's quarantine is over. What is not found again is made by the next run. Raises
+    Misconfigured for a ledger that has begun and for a plan of other accounts.
     """
     if ledger.run() is not None:
         raise Misconfigured(f"{ledger.path} is the ledger of a move that has begun: adopt into a new one")
     ledger.begin(_run_of(plan, clock))
     found, waiting = Counter[str](), list[tuple[str, Id, Id]]()
+    # What the lost run has sent may still land, and what is not found now is made anew.
+    await clock.sleep(plan.quarantine)
 
     def each(finding: Finding) -> None:
         # What a killed move had not finished yet differs in nothing else; what is marked is ours whatever it says.

@@ -78,9 +78,11 @@ CREATE TABLE run (id TEXT PRIMARY KEY, source TEXT, target TEXT, plan TEXT, plan
 CREATE TABLE item (kind TEXT, src, state TEXT, tgt, batch INTEGER, digest BLOB, wrote TEXT, attempts INTEGER DEFAULT 0,
                    above, name TEXT, error TEXT, PRIMARY KEY (kind, src)) WITHOUT ROWID;
 CREATE UNIQUE INDEX one_target ON item (kind, tgt) WHERE tgt IS NOT NULL;
-CREATE INDEX unsettled ON item (state, batch) WHERE state IN ('intent', 'made');
+CREATE INDEX in_doubt ON item (batch) WHERE state = 'intent';
+CREATE INDEX unfinished ON item (kind) WHERE state = 'made';
 CREATE TABLE batch (id INTEGER PRIMARY KEY, kind TEXT, body_hash BLOB, sent_at TEXT, watermark INTEGER,
-                    certain INTEGER DEFAULT 0, outcome TEXT);
+                    certain INTEGER DEFAULT 0,
+                    partly INTEGER DEFAULT 0, outcome TEXT);
 CREATE TABLE row (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, src, tree TEXT);
 CREATE INDEX in_order ON row (kind, seq);
 CREATE UNIQUE INDEX one_row ON row (kind, src);
@@ -162,6 +164,8 @@ class Settled:
     error: str | None = None
     wrote: str | None = None
     """A digest of what the target was told (``verify.own``)."""
+    struck: bool = False
+    """It was certainly not applied, so that it does not count as a try."""
     kept: Mapping[str, Any] = field(factory=dict[str, Any])
     """What of it the target cannot carry and the plan says to keep, as JSON by what it is."""
 
@@ -270,11 +274,15 @@ class Ledger:
                     self.db.execute("ROLLBACK")
                 raise
 
+    def _ask(self, sql: str, given: Sequence[Any] = ()) -> sqlite3.Cursor:
+        with _told(self.path):
+            return self.db.execute(sql, given)
+
     # ------------------------------------------------------------------------------------------------------- the run
 
     def run(self) -> Run | None:
         """The move that has begun by this ledger."""
-        found = self.db.execute(f"SELECT {', '.join(_RUN)} FROM run").fetchone()  # noqa: S608
+        found = self._ask(f"SELECT {', '.join(_RUN)} FROM run").fetchone()  # noqa: S608
         if found is None:
             return None
         told: dict[str, Any] = dict(zip(_RUN, found, strict=True))
@@ -332,18 +340,18 @@ class Ledger:
 
     def position(self, part: int = 0) -> tuple[str | None, bool]:
         """Where reading goes on, and whether it has ended."""
-        found = self.db.execute("SELECT cursor, ended FROM page WHERE pass = ?", (part,)).fetchone()
+        found = self._ask("SELECT cursor, ended FROM page WHERE pass = ?", (part,)).fetchone()
         return (None, False) if found is None else (found[0], bool(found[1]))
 
     def waiting(self, kind: str, after: int, most: int) -> list[tuple[int, Id, Any]]:
         """Rows of a kind that are not dealt with, beyond a place in the order they were read in."""
         sql = "SELECT seq, src, tree FROM row WHERE kind = ? AND seq > ? ORDER BY seq LIMIT ?"
-        found = self.db.execute(sql, (kind, after, most)).fetchall()
+        found = self._ask(sql, (kind, after, most)).fetchall()
         return [(seq, source, from_text(tree)) for seq, source, tree in found]
 
     def row(self, kind: str, source: Id) -> Any:
         """A row of the source that is not dealt with yet."""
-        found = self.db.execute("SELECT tree FROM row WHERE kind = ? AND src = ?", (kind, source)).fetchone()
+        found = self._ask("SELECT tree FROM row WHERE kind = ? AND src = ?", (kind, source)).fetchone()
         return None if found is None else from_text(found[0])
 
     # -------------------------------------------------------------------------------------------------------- writing
@@ -368,6 +376,8 @@ class Ledger:
                 self.db.execute("UPDATE batch SET certain = 1 WHERE id = ?", (batch.id,))
             for source, told in became.items():
                 self._became(batch.kind, source, told, None if told.state is State.PENDING else batch.id)
+            if outcome is None and any(told.target is not None for told in became.values()):
+                self.db.execute("UPDATE batch SET partly = 1 WHERE id = ?", (batch.id,))
             if outcome is not None:
                 self.db.execute("UPDATE batch SET outcome = ? WHERE id = ?", (outcome, batch.id))
 
@@ -381,8 +391,9 @@ class Ledger:
         self.db.execute(
             # What was said of a row as it was made is still true once it is finished.
             "UPDATE item SET state = ?, tgt = coalesce(?, tgt), batch = coalesce(?, batch), wrote = coalesce(?, wrote), "
+            "attempts = attempts - ?, "
             "error = coalesce(?, CASE WHEN state = 'made' THEN error END) WHERE kind = ? AND src = ?",
-            (told.state, told.target, batch, told.wrote, _sayable(told.error), kind, source),
+            (told.state, told.target, batch, told.wrote, int(told.struck), _sayable(told.error), kind, source),
         )
         self._keep(kind, source, told.kept)
         if told.state in SETTLED:
@@ -395,6 +406,11 @@ class Ledger:
         with self.commit(f"changed {kind}"):
             sql = "UPDATE item SET digest = ?, wrote = coalesce(?, wrote), error = ? WHERE kind = ? AND src = ?"
             self.db.execute(sql, (found, wrote, _sayable(error), kind, source))
+
+    def outdate(self, kind: str, source: Id) -> None:
+        """What a row hangs on has come since: it is looked at again, even if nobody lives to do it now."""
+        with self.commit(f"outdate {kind}"):
+            self.db.execute("UPDATE item SET digest = x'' WHERE kind = ? AND src = ?", (kind, source))
 
     def reopen(self, fresh: Fresh) -> None:
         """A row that had no place or was refused says something else by now, or what it hangs on has come: once more."""
@@ -428,16 +444,19 @@ class Ledger:
     # -------------------------------------------------------------------------------------------------------- looking
 
     def item(self, kind: str, source: Id) -> Item | None:
-        found = self.db.execute(f"{_ITEMS} WHERE kind = ? AND src = ?", (kind, source)).fetchone()
+        found = self._ask(f"{_ITEMS} WHERE kind = ? AND src = ?", (kind, source)).fetchone()
         return None if found is None else _item(found)
 
     def items(self, *states: State, kind: str | None = None) -> Iterator[Item]:
         """Rows by what became of them: of these states, or all; in no particular order of kinds."""
-        wanted = [str(state) for state in states or State]
-        sql = f"{_ITEMS} WHERE state IN ({', '.join('?' for _ in wanted)})"
+        # As literals: an index of some states is not used for what is only known later.
+        wanted = ", ".join(f"'{state}'" for state in states or State)
+        only = "" if len(states) != 1 else f"state = '{states[0]}'"
+        sql = f"{_ITEMS} WHERE {only or f'state IN ({wanted})'}"
         if kind is not None:
-            sql, wanted = f"{sql} AND kind = ?", [*wanted, kind]
-        yield from map(_item, self.db.execute(sql, wanted))
+            yield from map(_item, self._ask(f"{sql} AND kind = ?", (kind,)))
+        else:
+            yield from map(_item, self._ask(sql))
 
     def open_batches(self) -> list[Batch]:
         """Requests whose outcome nobody knows, the oldest first."""
@@ -451,49 +470,49 @@ class Ledger:
                 watermark=mark,
                 certain=bool(certain),
             )
-            for id, kind, at, mark, certain in self.db.execute(sql).fetchall()
+            for id, kind, at, mark, certain in self._ask(sql).fetchall()
         ]
 
     def _sources(self, batch: int) -> tuple[Id, ...]:
         sql = "SELECT src FROM item WHERE state = 'intent' AND batch = ? ORDER BY src"
-        return tuple(source for (source,) in self.db.execute(sql, (batch,)))
+        return tuple(source for (source,) in self._ask(sql, (batch,)))
 
     def partly(self, batch: Batch) -> bool:
-        """Whether rows of a request are known to have been made."""
-        sql = "SELECT 1 FROM item WHERE kind = ? AND batch = ? AND tgt IS NOT NULL"
-        return self.db.execute(sql, (batch.kind, batch.id)).fetchone() is not None
+        """Whether some rows of a request whose outcome is unknown are known to have been made."""
+        return bool(self._ask("SELECT partly FROM batch WHERE id = ?", (batch.id,)).fetchone()[0])
 
     def pairs(self, kind: str) -> Iterator[tuple[Id, Id]]:
         """What became of the rows of a kind that are in the target: the source's id and the target's."""
         sql = "SELECT src, tgt FROM item WHERE kind = ? AND tgt IS NOT NULL"
-        yield from self.db.execute(sql, (kind,))
+        yield from self._ask(sql, (kind,))
 
     def owned(self, kind: str, target: Id) -> bool:
         """Whether a row of the target is known to be one of ours."""
         sql = "SELECT 1 FROM item WHERE kind = ? AND tgt = ?"
-        return self.db.execute(sql, (kind, target)).fetchone() is not None
+        return self._ask(sql, (kind, target)).fetchone() is not None
 
     def watermark(self, kind: str) -> int:
         """The largest id of a kind that is known to be in the target: whatever is made from now on has a larger one."""
         known = self.mapped("watermark", kind)
-        sql = "SELECT max(tgt) FROM item WHERE kind = ? AND typeof(tgt) = 'integer'"
-        found = self.db.execute(sql, (kind,)).fetchone()[0]
-        return max(found or 0, known if isinstance(known, int) else 0)
+        # Below every text: a range of the index, and its last.
+        sql = "SELECT tgt FROM item WHERE kind = ? AND tgt IS NOT NULL AND tgt < '' ORDER BY tgt DESC LIMIT 1"
+        found = self._ask(sql, (kind,)).fetchone()
+        return max(found[0] if found is not None else 0, known if isinstance(known, int) else 0)
 
     def mapped(self, kind: str, source: Id) -> Id | None:
-        found = self.db.execute("SELECT tgt FROM map WHERE kind = ? AND src = ?", (kind, source)).fetchone()
+        found = self._ask("SELECT tgt FROM map WHERE kind = ? AND src = ?", (kind, source)).fetchone()
         return None if found is None else found[0]
 
     def counts(self) -> dict[str, Counter[State]]:
         """How many rows of each kind there are in each state."""
         told: dict[str, Counter[State]] = {}
-        for kind, state, number in self.db.execute("SELECT kind, state, count(*) FROM item GROUP BY kind, state"):
+        for kind, state, number in self._ask("SELECT kind, state, count(*) FROM item GROUP BY kind, state"):
             told.setdefault(kind, Counter())[State(state)] = number
         return told
 
     def kept(self) -> Iterator[tuple[str, Id, str, Any]]:
         """Values kept for want of a place: kind, the source's id, what it is, and what it says."""
-        for kind, source, what, text in self.db.execute("SELECT kind, src, what, value FROM kept"):
+        for kind, source, what, text in self._ask("SELECT kind, src, what, value FROM kept"):
             yield kind, source, what, json.loads(text)
 
     def violations(self) -> list[str]:
@@ -506,26 +525,26 @@ class Ledger:
             "tgt <= (SELECT watermark FROM batch WHERE batch.id = item.batch)",
         }
         sql = "SELECT kind, src FROM item WHERE "
-        found = [f"{what}: {kind} {src}" for what, where in asked.items() for kind, src in self.db.execute(sql + where)]
+        found = [f"{what}: {kind} {src}" for what, where in asked.items() for kind, src in self._ask(sql + where)]
         empty = (
             "SELECT id FROM batch WHERE outcome IS NULL AND id NOT IN (SELECT batch FROM item WHERE state = 'intent')"
         )
-        found += [f"I2: batch {id} has no outcome and no row in doubt" for (id,) in self.db.execute(empty)]
+        found += [f"I2: batch {id} has no outcome and no row in doubt" for (id,) in self._ask(empty)]
         lost = (
             "SELECT kind, src FROM item WHERE state IN ('pending', 'intent', 'made') "
             "AND NOT EXISTS (SELECT 1 FROM row WHERE row.kind = item.kind AND row.src = item.src)"
         )
-        found += [f"{kind} {src} is not dealt with, and what it says is gone" for kind, src in self.db.execute(lost)]
+        found += [f"{kind} {src} is not dealt with, and what it says is gone" for kind, src in self._ask(lost)]
         return found
 
     # ----------------------------------------------------------------------------- what a translation asks of other rows
 
     def made(self, kind: str, id: Id) -> Id | None:
-        found = self.db.execute("SELECT tgt FROM item WHERE kind = ? AND src = ?", (kind, id)).fetchone()
+        found = self._ask("SELECT tgt FROM item WHERE kind = ? AND src = ?", (kind, id)).fetchone()
         return None if found is None else found[0]
 
     def company_name(self, id: Id) -> str:
-        found = self.db.execute("SELECT name FROM item WHERE kind = 'companies' AND src = ?", (id,)).fetchone()
+        found = self._ask("SELECT name FROM item WHERE kind = 'companies' AND src = ?", (id,)).fetchone()
         return (found[0] or "") if found is not None else ""
 
     def company_of(self, contact: Id) -> Link | None:
@@ -640,7 +659,8 @@ def _tree(part: Any) -> Any:
     if isinstance(part, StrEnum):
         return str(part)
     if isinstance(part, datetime):
-        return {"$": "datetime", "at": part.astimezone(UTC).isoformat()}
+        # One without a zone is nobody's, and not this machine's.
+        return {"$": "datetime", "at": (part if part.tzinfo is None else part.astimezone(UTC)).isoformat()}
     if isinstance(part, date):
         return {"$": "date", "at": part.isoformat()}
     if isinstance(part, timedelta):

@@ -30,6 +30,7 @@ from crmclient.entities import Company, Id, is_empty
 from crmclient.errors import NotFound, Unreadable, Unsupported
 from crmclient.migration.matching import unmarked
 from crmclient.migration.verify import STAMPS, comparable
+from crmclient.paging import Trail
 
 # What is compared also where the row sent says nothing: no server fills it in.
 _SAID: Final = ("text", "phones", "emails", "price", "target")
@@ -102,7 +103,9 @@ class _Looking:
     def everything(self) -> Flow[None]:
         yield from self._walked(flows.listing(self.dialect, self.entity, None, self.unreadable.append))
 
-    def page(self, walk: Walk[Any], cursor: Cursor) -> Flow[tuple[list[Id], Cursor | None, Reply]]:
+    def page(
+        self, walk: Walk[Any], cursor: Cursor, trail: Trail | None = None
+    ) -> Flow[tuple[list[Id], Cursor | None, Reply]]:
         reply: Reply = yield walk.call(cursor)
         raw = walk.rows(cursor, reply)
         ids: list[Id] = []
@@ -112,18 +115,22 @@ class _Looking:
             if not isinstance(row.id, int) or row.id > self.watermark:
                 self.found[row.id] = row
         following = walk.after(cursor, reply, len(raw))
+        if trail is not None:
+            trail.step(cursor, raw, following)
         return ids, (following if following is not None and following.part == cursor.part else None), reply
 
     def _walked(self, walk: Walk[Any]) -> Flow[None]:
         for first in walk.firsts:
             cursor: Cursor | None = first
+            trail = Trail()
             while cursor is not None:
-                _, cursor, _ = yield from self.page(walk, cursor)
+                _, cursor, _ = yield from self.page(walk, cursor, trail)
 
     def _newest(self, walk: Walk[Any], first: Cursor) -> Flow[None]:
         cursor: Cursor | None = first
+        trail = Trail()
         while cursor is not None:
-            ids, cursor, _ = yield from self.page(walk, cursor)
+            ids, cursor, _ = yield from self.page(walk, cursor, trail)
             numbers = [id for id in ids if isinstance(id, int)]
             if len(numbers) < len(ids) or numbers != sorted(numbers, reverse=True):
                 raise _OutOfOrder
@@ -244,6 +251,13 @@ class Prints:
                         del free[target], fitting[target]
         return pairs
 
+    def resembling(self, sent: Mapping[Id, Any], found: Iterable[Any]) -> frozenset[Id]:
+        """Rows sent of which one that was found says all that no server makes up by itself: it may have been dated anew."""
+        if self.marks:
+            return frozenset()
+        there = {self.of(row) for row in found if not unmarked(row)[1]}
+        return frozenset(source for source, row in sent.items() if self.of(row) in there)
+
     def _rest(self, row: Any) -> Hashable:
         names = sorted(name for name in self._names - STAMPS if hasattr(row, name) and not is_empty(getattr(row, name)))
         return self._said(row, names)
@@ -265,11 +279,11 @@ def _even(part: Any) -> Hashable:
 
 
 def completed(
-    dialect: Dialect, entity: type[Any], rows: Sequence[Any], needs: frozenset[str], owned: Callable[[Id], bool]
-) -> Flow[list[Any]]:
+    dialect: Dialect, entity: type[Any], seen: Found, needs: frozenset[str], owned: Callable[[Id], bool]
+) -> Flow[Found]:
     """The rows that are nobody's yet, each read whole where its listing does not tell what it is known by."""
-    found: list[Any] = []
-    for row in rows:
+    found, blind = list[Any](), seen.blind
+    for row in seen.rows:
         if owned(row.id):
             continue
         if needs & row.unread and dialect.can(entity, Verb.GET):
@@ -277,7 +291,12 @@ def completed(
                 whole = yield from flows.get(dialect, entity, row.id, getattr(row, "target", None))
             except NotFound:
                 continue
+            except Unreadable as wrong:
+                if wrong.passing:
+                    raise
+                blind = True
+                continue
             found.append(whole)
             continue
         found.append(row)
-    return found
+    return Found(rows=tuple(found), blind=blind)

@@ -561,7 +561,17 @@ def content(target: Dialect, row: Any, names: frozenset[str] | None = None) -> d
 def own(target: Dialect, kind: str, content: Mapping[str, Any]) -> str:
     """A digest of what a row says and no CRM fills in by itself (``content``): ties apart, which come later."""
     written = compared(target, kind)
-    return clue(content, [name for name in OWN if name in written]).hex()
+    even = {name: _even(content[name]) for name in OWN if name in written and name in content}
+    return clue(even, [name for name in OWN if name in written]).hex()
+
+
+def _even(part: Any) -> Any:
+    """A content without the blanks that a server trims or joins."""
+    if isinstance(part, str):
+        return " ".join(part.split())
+    if isinstance(part, list):
+        return [_even(each) for each in cast("list[Any]", part)]
+    return part
 
 
 @cache

@@ -175,7 +175,7 @@ class Stage:
     switches: Mapping[str, Setting]
     expected: "Seen" = field(init=False)
     written: frozenset[str] = frozenset()
-    """The kinds that are never more in the target than were meant to be."""
+    """The kinds whose rows come by requests of ours alone: never more of them are there than were meant to be."""
     points: dict[str, list[str]] = field(factory=dict[str, list[str]])
     """What the faultless move does, by where."""
 
@@ -190,15 +190,20 @@ async def stage_of(
     *,
     sparse: int | None = None,
     marker: str | None = None,
+    already: Callable[[World], None] | None = None,
     **switches: Setting,
 ) -> Stage:
-    """Made once: a plan costs as much as a move. Without a ``marker`` it is the best that the target can keep."""
-    key = (origin, goal, furnish, sparse, marker, *sorted(switches.items()))
+    """Made once: a plan costs as much as a move. Without a ``marker`` it is the best that the target can keep; ``already``
+    makes what the target holds before.
+    """
+    key = (origin, goal, furnish, sparse, marker, already, *sorted(switches.items()))
     if key in _stages:
         return _stages[key]
     clock = FakeClock()
     full, empty = World(clock=clock), World(clock=clock, sparse=sparse)
     furnish(full, dialect(origin).can(Company, Verb.LIST))
+    if already is not None:
+        already(empty)
     source, target = in_process(face(origin), full), in_process(face(goal), empty)
     async with _client(origin, source, clock) as reading, _client(goal, target, clock) as writing:
         made = evolve(await plan(reading, writing), quarantine=QUARANTINE, allow=(NOT_EMPTY,))
@@ -216,7 +221,7 @@ async def stage_of(
     stage.expected = Seen({}, Counter(), Counter(), 0)
     score = await trial(stage, look)
     stage.expected, stage.points = score.seen, seen
-    stage.written = frozenset(MOVED)
+    stage.written = frozenset(kind for kind, entity in MOVED.items() if dialect(goal).can(entity, Verb.CREATE))
     assert not score.wrong, f"{origin} to {goal} without any fault: {score.wrong}"
     _as_in_the_source(stage)
     _stages[key] = stage
@@ -344,10 +349,9 @@ class _Trial:
     def _violations(self, ledger: Ledger) -> Iterator[str]:
         yield from ledger.violations()
         for kind, counts in ledger.counts().items():
-            table = MOVED[kind].KIND
-            there = self.worlds["target"].count(str(table)) - _walked_in(self.worlds["target"], str(table))
+            table, world = str(MOVED[kind].KIND), self.worlds["target"]
+            there = world.count(table) - self.stage.empty.count(table) - _walked_in(world, table)
             intended = sum(counts.values()) - counts[State.PENDING] - counts[State.SKIPPED] - counts[State.FOLDED]
-            # What goes back to be sent again may be there all the same only if the server lied.
             if there > intended and kind in self.stage.written:
                 yield f"I3: {there} {kind} are there, and {intended} were intended"
 
@@ -485,9 +489,10 @@ def _ties(kind: str, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, i
 
 def _as_in_the_source(stage: Stage) -> None:
     """What every case is held against is held against the source: each row that has a place there, once, and its ties."""
-    full, made = Seen.of(stage.full), stage.expected
+    before, full, made = Seen.of(stage.empty), Seen.of(stage.full), stage.expected
     for kind in made_kinds(stage):
-        mine, theirs = (sorted(_gist(kind, row) for (at, _), row in seen.rows.items() if at == kind) for seen in (full, made))
+        gists = [Counter(_gist(kind, row) for (at, _), row in seen.rows.items() if at == kind) for seen in (before, full, made)]
+        mine, theirs = gists[0] + gists[1], gists[2]
         assert mine == theirs, f"{stage.origin} to {stage.goal}: {kind} {mine} became {theirs}"
 
 

@@ -25,7 +25,13 @@ async def record(folder: Path) -> None:
     clock = FakeClock()
     with World(clock=clock) as full, World(clock=clock) as empty, World(clock=clock) as nowhere:
         of_old(full, nowhere)
-        move = Move(origin="kommo", goal="kommo", clock=clock, path=folder / "ledger", **in_worlds("kommo", "kommo", full, empty))
+        move = Move(
+            origin="kommo",
+            goal="kommo",
+            clock=clock,
+            path=folder / "ledger",
+            **in_worlds("kommo", "kommo", full, empty),
+        )
         plan = await move.planned(marker="off")
         dying(move.target, Action.KILL_AFTER, KILLED_AT)
         with suppress(BaseException):
@@ -33,7 +39,10 @@ async def record(folder: Path) -> None:
         both = [[row["id"] for kind in ("contact", "deal") for row in world.select(kind)] for world in (full, empty)]
         print("OLD =", dict(zip(*both, strict=True)))
     with closing(sqlite3.connect(folder / "ledger")) as db:
-        pragmas = [f"PRAGMA {name} = {db.execute(f'PRAGMA {name}').fetchone()[0]};" for name in ("application_id", "user_version")]
+        pragmas = [
+            f"PRAGMA {name} = {db.execute(f'PRAGMA {name}').fetchone()[0]};"
+            for name in ("application_id", "user_version")
+        ]
         db.execute("UPDATE run SET plan = 'PLAN', plan_hash = 'PLAN_HASH', caps_hash = 'CAPS'")
         (HERE / f"v{VERSION}.sql").write_text("\n".join([*pragmas, *db.iterdump(), ""]), "utf-8")
 
