@@ -439,6 +439,7 @@ def test_half_a_letter_that_a_vendor_sent_is_kept_as_it_came(ledger: Ledger, row
     assert ledger.row("contacts", 1) == row
 
 
+@pytest.mark.xfail(reason="faults_findings F4b", raises=sqlite3.DatabaseError)
 def test_a_ledger_with_a_hole_in_it_says_so_whoever_asks(tmp_path: Path) -> None:
     path = tmp_path / "l"
     with Ledger(path) as ledger:
@@ -459,5 +460,5 @@ def test_a_ledger_with_a_hole_in_it_says_so_whoever_asks(tmp_path: Path) -> None
         lambda ledger: [ledger.row("contacts", id) for id in range(2000)],
     ]
     for ask in asked:
-        with Ledger.read(path) as ledger, pytest.raises(LedgerFailed, match="cannot be used: .*malformed"):
+        with Ledger.read(path) as ledger, pytest.raises(LedgerFailed, match=r"cannot be used: .*malformed"):
             ask(ledger)

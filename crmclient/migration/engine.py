@@ -39,14 +39,17 @@ from crmclient.errors import (
     AmbiguousWrite,
     Banned,
     CRMError,
+    IncompleteRead,
+    Invalid,
     Misconfigured,
     NotFound,
+    PartlyDone,
     RateLimited,
     Rejected,
     TransportError,
     Unavailable,
     Unreadable,
-    UsageError,
+    Unsupported,
 )
 from crmclient.migration.ledger import SETTLED, Batch, Fresh, Ledger, Run, Settled, State, digest
 from crmclient.migration.matching import (
@@ -71,6 +74,8 @@ T = TypeVar("T")
 
 # What passes by itself, so that trying again later helps.
 _PASSING: Final = (TransportError, Unavailable, RateLimited, Unreadable)
+# What is wrong with a row, or with one of its request: it is told, and the others go on.
+_OF_THE_ROW: Final = (Rejected, NotFound, Invalid, Unsupported, IncompleteRead, PartlyDone)
 # So many failures in a row without one success are no accident any more.
 _TRIES: Final = 6
 # A row that has vanished so often, the last times alone and while others arrived, is not sent a further time.
@@ -800,9 +805,11 @@ class Migration:
                     again.append(source)
                 else:
                     became[source] = Settled(state=State.REJECTED, error=str(receipt.error))
+            elif isinstance(receipt, NotApplied) and isinstance(receipt.error, Invalid) and len(rows) == 1:
+                became[source] = Settled(state=State.REJECTED, error=str(receipt.error), struck=True)
             elif isinstance(receipt, NotApplied):
                 became[source] = Settled(state=State.PENDING, error=str(receipt.error), struck=True)
-                refused = refused or isinstance(receipt.error, Rejected | NotFound)
+                refused = refused or isinstance(receipt.error, Rejected | NotFound | Invalid)
                 again.append(source)
         if not refused or len(again) < 2:
             return became, [tuple(again)] if again else [], certain
@@ -845,11 +852,11 @@ class Migration:
         """
         errors = [each.error for each in receipts if isinstance(each, NotApplied | Unknown)]
         for each in errors:
-            if isinstance(each, Banned) or not isinstance(each, (*_PASSING, AmbiguousWrite, Rejected, NotFound)):
+            if isinstance(each, Banned) or not isinstance(each, (*_PASSING, AmbiguousWrite, *_OF_THE_ROW)):
                 raise each
         if any(isinstance(each, Made) for each in receipts):
             self._failures[kind], self._arrived[kind] = 0, self.clock.monotonic()
-        passing = next((each for each in errors if not isinstance(each, Rejected | NotFound)), None)
+        passing = next((each for each in errors if isinstance(each, (*_PASSING, AmbiguousWrite))), None)
         if passing is None:
             return
         if begun >= self._failed_at.get(kind, float("-inf")):
@@ -931,7 +938,7 @@ class Migration:
                 self.ledger.learn(f"finishing {kind}", source, tries, str(error))
             self._later(partial(self._look_after_a_while, kind, [(source, target)], unsure=unsure))
             return
-        if not isinstance(error, (AmbiguousWrite, Rejected, NotFound, UsageError)):
+        if not isinstance(error, (AmbiguousWrite, *_OF_THE_ROW)):
             raise error
         self.ledger.become(kind, {source: Settled(state=State.DONE, error=f"not finished: {error}")})
         self._moved(kind, State.MADE, State.DONE, 1)
@@ -1266,7 +1273,7 @@ class Migration:
                 await self.target.of(entity).update(
                     change, clear=[name for name in sent if is_empty(getattr(whole, name))]
                 )
-            except (UsageError, Rejected, NotFound) as wrong:
+            except _OF_THE_ROW as wrong:
                 return f"its change cannot be moved: {wrong}"
         return f"{self.target.dialect.title} cannot change its {', '.join(stuck)}" if stuck else None
 

@@ -36,6 +36,7 @@ from attrs import field, fields_dict, frozen, has
 from crmclient import entities
 from crmclient.entities import Id, Kind, Link, Ref
 from crmclient.errors import CRMError, Misconfigured
+from crmclient.migration.seen import sayable
 from crmclient.tokens import FILES, Files
 
 VERSION: Final = 1
@@ -274,9 +275,9 @@ class Ledger:
                     self.db.execute("ROLLBACK")
                 raise
 
-    def _ask(self, sql: str, given: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _ask(self, sql: str, given: Sequence[Any] = ()) -> "_Asked":
         with _told(self.path):
-            return self.db.execute(sql, given)
+            return _Asked(self.path, self.db.execute(sql, given))
 
     # ------------------------------------------------------------------------------------------------------- the run
 
@@ -325,7 +326,7 @@ class Ledger:
     def _noted(self, fresh: Fresh) -> bool:
         text = None if fresh.row is None else as_text(fresh.row)
         hashed = None if text is None else _hashed(text)
-        name, error = _sayable(fresh.name), _sayable(fresh.error)
+        name, error = sayable(fresh.name), sayable(fresh.error)
         told = (fresh.kind, fresh.source, fresh.state, hashed, fresh.above, name, error)
         sql = "INSERT OR IGNORE INTO item (kind, src, state, digest, above, name, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
         if not self.db.execute(sql, told).rowcount:
@@ -393,7 +394,7 @@ class Ledger:
             "UPDATE item SET state = ?, tgt = coalesce(?, tgt), batch = coalesce(?, batch), wrote = coalesce(?, wrote), "
             "attempts = attempts - ?, "
             "error = coalesce(?, CASE WHEN state = 'made' THEN error END) WHERE kind = ? AND src = ?",
-            (told.state, told.target, batch, told.wrote, int(told.struck), _sayable(told.error), kind, source),
+            (told.state, told.target, batch, told.wrote, int(told.struck), sayable(told.error), kind, source),
         )
         self._keep(kind, source, told.kept)
         if told.state in SETTLED:
@@ -405,7 +406,7 @@ class Ledger:
         """A row of the source says something else by now; ``wrote``: the target has been told."""
         with self.commit(f"changed {kind}"):
             sql = "UPDATE item SET digest = ?, wrote = coalesce(?, wrote), error = ? WHERE kind = ? AND src = ?"
-            self.db.execute(sql, (found, wrote, _sayable(error), kind, source))
+            self.db.execute(sql, (found, wrote, sayable(error), kind, source))
 
     def outdate(self, kind: str, source: Id) -> None:
         """What a row hangs on has come since: it is looked at again, even if nobody lives to do it now."""
@@ -439,7 +440,7 @@ class Ledger:
     def learn(self, kind: str, source: Id, target: Id | None, how: str) -> None:
         """A word of the source and its like in the target."""
         with self.commit(f"map {kind}"):
-            self.db.execute("INSERT OR REPLACE INTO map VALUES (?, ?, ?, ?)", (kind, source, target, _sayable(how)))
+            self.db.execute("INSERT OR REPLACE INTO map VALUES (?, ?, ?, ?)", (kind, source, target, sayable(how)))
 
     # -------------------------------------------------------------------------------------------------------- looking
 
@@ -553,6 +554,26 @@ class Ledger:
         return None if made is None else Link(Ref(Kind.COMPANY, made))
 
 
+@frozen
+class _Asked:
+    """What was asked of the database, with its complaints told as those of a ledger."""
+
+    path: Path
+    cursor: sqlite3.Cursor
+
+    def fetchone(self) -> Any:
+        with _told(self.path):
+            return self.cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _told(self.path):
+            return self.cursor.fetchall()
+
+    def __iter__(self) -> Iterator[Any]:
+        while (row := self.fetchone()) is not None:
+            yield row
+
+
 _RUN: Final = tuple(fields_dict(Run))
 _ITEMS: Final = "SELECT kind, src, state, tgt, batch, digest, wrote, attempts, above, name, error FROM item"
 
@@ -612,11 +633,6 @@ def as_text(row: Any) -> str:
 
 def _escaped(half: re.Match[str]) -> str:
     return f"\\u{ord(half[0]):04x}"
-
-
-def _sayable(text: str | None) -> str | None:
-    """A text as a database can hold it: half of a letter, which some vendors send, is a question mark."""
-    return None if text is None else text.encode(errors="replace").decode()
 
 
 def from_text(text: str) -> Any:

@@ -7,6 +7,11 @@ from typing import Any
 from crmclient.entities import Id, Kind, Link, Ref
 
 
+def sayable(text: str | None) -> str | None:
+    """A text as a database can hold it: half of a letter, which some vendors send, is a question mark."""
+    return None if text is None else text.encode(errors="replace").decode()
+
+
 class Seen:
     """Rows that were read, each counting as made under its own id. Gone when closed.
 
@@ -31,7 +36,7 @@ class Seen:
     def add(self, kind: str, id: Id, name: str = "", company: Link | None = None, *, made: bool = True) -> bool:
         """Note a row, or a word under a kind of its own; whether it is new. ``made=False``: it only has a name."""
         there = None if company is None else json.dumps([company.ref.id, company.name])
-        row = (kind, id, name, there, made)
+        row = (kind, id, sayable(name), there, made)
         return self.db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)", row).rowcount > 0
 
     def count(self, kind: str) -> int:

@@ -27,7 +27,7 @@ from crmclient.errors import Misconfigured, Unreadable
 from crmclient.migration.losses import CHOICES
 from crmclient.migration.matching import KINDS, MOVED, company_key, kind_at, kind_of, mark, named_company, unmarked
 from crmclient.migration.plan import Plan, Told, draft, silent, vocabulary
-from crmclient.migration.seen import Seen
+from crmclient.migration.seen import Seen, sayable
 from crmclient.migration.translation import MIRRORED, Translation, Words
 from crmclient.serial import to_tree
 from crmclient.vocabulary import Field
@@ -356,7 +356,7 @@ class _Comparing:
 
     def _put(self, side: str, kind: str, id: Id, row: Any, skip: Iterable[str]) -> None:
         said = content(self.target.dialect, row, self._compared(kind) if side == "target" else None)
-        name = getattr(row, "name", None) or getattr(row, "text", None)
+        name = sayable(getattr(row, "name", None) or getattr(row, "text", None))
         told = (side, kind, id, name, json.dumps(said), json.dumps(sorted(skip)))
         # A row that comes twice while the account is in use is the one that came first.
         if not self.db.execute("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?, ?, ?, NULL)", told).rowcount:

@@ -75,13 +75,13 @@ def storm(acts: tuple[str, ...] = ACTS) -> Callable[[Stage, int], Decide]:
 
 ROWS: Final = (
     *(Row(name=f"one point, {n} lanes", what=one_point, way={"lanes": n}) for n in (1, 3, 8)),
-    Row(name="one point, 3 lanes, 50 ms each way", what=one_point, way={"lanes": 3, "latency": 0.05}),
+    Row(name="one point, 3 lanes, up to 0.4 s each way", what=one_point, way={"lanes": 3, "latency": 0.4}),
     Row(name="one point, all alike", what=one_point, stage={"furnish": twins}),
     Row(name="one point, all alike, no marker", what=one_point, stage={"furnish": twins, "marker": "off"}),
     Row(name="two points", what=two_points),
     Row(name="two points, 1 lane, no marker", what=two_points, way={"lanes": 1}, stage={"marker": "off"}),
     *(Row(name=f"storm, {n} lanes", what=storm(), way={"lanes": n}) for n in (1, 3, 8)),
-    Row(name="storm, 3 lanes, 50 ms each way", what=storm(), way={"lanes": 3, "latency": 0.05}),
+    Row(name="storm, 3 lanes, up to 0.4 s each way", what=storm(), way={"lanes": 3, "latency": 0.4}),
     Row(name="storm, within the limits", what=storm(), way={"limits": True}),
     Row(name="storm, a colleague writes too", what=storm(), way={"foreign": True}),
     Row(name="storm, index 3 requests behind", what=storm(), stage={"index-lag": "3"}),
@@ -95,7 +95,7 @@ ROWS: Final = (
     Row(
         name="storm, everything at once",
         what=storm(),
-        way={"lanes": 3, "foreign": True, "latency": 0.05},
+        way={"lanes": 3, "foreign": True, "latency": 0.4},
         stage={"furnish": twins, "index-lag": "3", "ignore-filters": True, "sparse": 7},
     ),
 )

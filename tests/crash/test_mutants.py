@@ -4,15 +4,17 @@
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from copy import copy
 from datetime import datetime
 from typing import Any
 
 import pytest
 from attrs import evolve, frozen
-from trials import LATE, Decide, Point, Score, Stage, Way, just, stage_of, trial, twins
+from trials import Decide, Point, Score, Stage, Way, just, stage_of, trial, twins
 
 from crmclient.entities import Id
+from crmclient.migration import ledger
 from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Batch, Ledger
 from crmclient.migration.reconcile import Prints
@@ -28,7 +30,7 @@ def as_it_is(patch: Patch, stage: Stage) -> None:
 def no_write_ahead(patch: Patch, stage: Stage) -> None:
     """Nothing is on disk before a request leaves."""
 
-    def intend(ledger: Ledger, kind: str, sources: Sequence[Id], watermark: int, at: datetime, body: object = None) -> Batch:
+    def intend(_: Ledger, kind: str, sources: Sequence[Id], watermark: int, at: datetime, body: object = None) -> Batch:
         return Batch(id=-1, kind=kind, sources=tuple(sources), sent_at=at, watermark=watermark)
 
     patch.setattr(Ledger, "intend", intend)
@@ -49,17 +51,27 @@ def no_quarantine(patch: Patch, stage: Stage) -> None:
 
 
 def no_row_check(patch: Patch, stage: Stage) -> None:
-    """A row is taken for ours whoever owns it, and however long it has been there."""
+    """A row is taken for what is looked for whoever owns it, and however long it has been there."""
     no_watermark(patch, stage)
-    patch.setattr(Ledger, "owned", lambda ledger, kind, target: False)
+    seen, owned, looking = Migration._seen, Ledger.owned, ContextVar("looking", default=False)
+
+    async def blindly(migration: Migration, *what: Any, **more: Any) -> tuple[dict[Id, Id], bool]:
+        looking.set(True)
+        try:
+            return await seen(migration, *what, **more)
+        finally:
+            looking.set(False)
+
+    patch.setattr(Migration, "_seen", blindly)
+    patch.setattr(Ledger, "owned", lambda *about: not looking.get() and owned(*about))
 
 
 def no_watermark(patch: Patch, stage: Stage) -> None:
     """A row is taken for ours that was there before."""
     intend = Ledger.intend
 
-    def from_the_beginning(ledger: Ledger, kind: str, sources: Any, watermark: int, *more: Any) -> Batch:
-        return intend(ledger, kind, sources, 0, *more)
+    def from_the_beginning(mine: Ledger, kind: str, sources: Any, watermark: int, *more: Any) -> Batch:
+        return intend(mine, kind, sources, 0, *more)
 
     patch.setattr(Ledger, "intend", from_the_beginning)
 
@@ -82,9 +94,17 @@ def no_exclusion(patch: Patch, stage: Stage) -> None:
     patch.setattr(Migration, "_free", lambda *_: True)
 
 
+def no_exclusion_and_no_index(patch: Patch, stage: Stage) -> None:
+    """The same, and the ledger does not mind two rows with one target."""
+    no_exclusion(patch, stage)
+    patch.setattr(
+        ledger, "_SCHEMA", ledger._SCHEMA.replace("CREATE UNIQUE INDEX one_target", "CREATE INDEX one_target")
+    )
+
+
 MUTANTS: tuple[Callable[[Patch, Stage], None], ...] = (
     *(no_write_ahead, no_looking, no_quarantine),
-    *(no_row_check, no_watermark, no_multiset, no_exclusion),
+    *(no_row_check, no_watermark, no_multiset, no_exclusion, no_exclusion_and_no_index),
 )
 
 
@@ -108,7 +128,7 @@ SETTINGS = (
     Setting(pair=("amoxml", "kommo"), stage={"furnish": twins, "marker": "off"}),
     Setting(pair=("kommo", "amoxml"), stage={"furnish": twins, "marker": "off"}),
     Setting(pair=("kommo", "electrum"), stage={"furnish": twins, "marker": "off", "already": a_namesake}),
-    Setting(pair=("kommo", "electrum"), stage={"furnish": twins, "marker": "off"}, way=Way(lanes=3, latency=0.05)),
+    Setting(pair=("kommo", "electrum"), stage={"furnish": twins, "marker": "off"}, way=Way(lanes=3, latency=0.4)),
 )
 
 
@@ -140,7 +160,9 @@ async def test_with_every_rule_in_its_place_all_of_it_is_right() -> None:
 @pytest.mark.asyncio
 async def test_a_rule_that_is_taken_away_is_missed(change: Callable[[Patch, Stage], None]) -> None:
     async for what, score in trials(change):
-        if score.duplicates or score.lost or score.links:
+        # One target for two rows is refused by the ledger: then nothing is doubled, but the move stops for no reason.
+        stopped = change is no_exclusion and any("LedgerFailed" in error for error in score.raised)
+        if score.duplicates or score.lost or score.links or stopped:
             print(f"{change.__name__}: {what}: {'; '.join([*score.wrong, *score.raised])}")
             return
     pytest.fail(f"nothing is doubled or lost with {change.__name__}: the trials do not see what it is for")

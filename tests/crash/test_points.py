@@ -16,7 +16,9 @@ GROUPS = ("commits", "reads", "writes")
 def cases(stage: Stage, group: str) -> Iterator[tuple[Point, str, str]]:
     for where, passed in stage.points.items():
         for number, what in enumerate(passed, 1):
-            if (where == "commit") != (group == "commits") or (where != "commit" and writes(where, what) != (group == "writes")):
+            if (where == "commit") != (group == "commits") or (
+                where != "commit" and writes(where, what) != (group == "writes")
+            ):
                 continue
             acts = ("before", "after") if where == "commit" else ACTS if group == "writes" else READ_ACTS
             for act in acts:

@@ -24,7 +24,9 @@ ABREAST = 4
 QUARANTINE = 0.5
 # Forked off one that has imported everything: a process of its own, with a start of ten milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["moving", "httpx", "anyio._backends._asyncio", *(f"crmclient_{name}" for name in NAMES)])
+PROCESSES.set_forkserver_preload(
+    ["moving", "httpx", "anyio._backends._asyncio", *(f"crmclient_{name}" for name in NAMES)]
+)
 
 
 @pytest.mark.parametrize("origin, goal", THREE)

@@ -8,6 +8,7 @@ named by the run it is in, where it is and its number there: ``target 7`` is the
 
 import asyncio
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -138,7 +139,9 @@ def eight_rows(world: World, companies: bool) -> None:
             "contacts": [{"id": people[0], "main": True}, {"id": people[1], "main": False}],
         },
     )
-    on_deal, on_contact = ({"target_kind": kind, "target_id": id} for kind, id in (("deal", deal), ("contact", people[0])))
+    on_deal, on_contact = (
+        {"target_kind": kind, "target_id": id} for kind, id in (("deal", deal), ("contact", people[0]))
+    )
     for done in (True, False):
         task = {"text": "Call back", "due": _BEGAN + 86_400, "done": done, "result": "Agreed" if done else None}
         world.add("task", {**task, **on_deal, **when})
@@ -149,7 +152,9 @@ def eight_rows(world: World, companies: bool) -> None:
 def twins(world: World, companies: bool) -> None:
     """Two namesakes and nothing to tell them by, each with a deal like the other's, and on one of these all is said twice."""
     when: dict[str, Any] = {"created_at": _BEGAN, "updated_at": _BEGAN}
-    people = [world.add("contact", {"name": "Ann Lee", "first_name": "Ann", "last_name": "Lee", **when}) for _ in range(2)]
+    people = [
+        world.add("contact", {"name": "Ann Lee", "first_name": "Ann", "last_name": "Lee", **when}) for _ in range(2)
+    ]
     stage = world.select("stage", where={"name": "Переговоры"})[0]
     where = {"pipeline_id": stage["pipeline_id"], "stage_id": stage["id"]}
     deals = [
@@ -228,8 +233,31 @@ async def stage_of(
     return stage
 
 
-def _client(name: str, running: Running, clock: FakeClock, life: Life | None = None, **more: Any) -> Client:
+@define
+class _Slow(httpx.AsyncBaseTransport):
+    """A wire that takes a while, each way, and now and then ten times as long."""
+
+    inner: httpx.AsyncBaseTransport
+    clock: FakeClock
+    most: float
+    dice: random.Random = field(factory=lambda: random.Random(1))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await self._travel()
+        answer = await self.inner.handle_async_request(request)
+        await self._travel()
+        return answer
+
+    async def _travel(self) -> None:
+        await self.clock.sleep(self.dice.uniform(0, self.most) / self.dice.choice((1, 10, 10, 10)))
+
+
+def _client(
+    name: str, running: Running, clock: FakeClock, life: Life | None = None, latency: float = 0.0, **more: Any
+) -> Client:
     transport = running.transport()
+    if latency:
+        transport = _Slow(transport, clock, latency)
     if life is not None:
         transport = CrashingTransport(life, transport)
     # A process that is started anew knows nothing of the pace of the one before.
@@ -241,9 +269,9 @@ def _client(name: str, running: Running, clock: FakeClock, life: Life | None = N
 
 @frozen(kw_only=True)
 class Way:
-    """How a move is made. ``latency`` are seconds that each request takes to the server; without ``limits`` neither side
-    counts nor paces. A ``foreign`` writer makes rows in the target meanwhile; ``late`` is how late what is late lands.
-    ``changed`` is set on each Migration.
+    """How a move is made. ``latency`` are the seconds that a request takes at most to the server, and its answer back;
+    without ``limits`` neither side counts nor paces. A ``foreign`` writer makes rows in the target meanwhile; ``late`` is how
+    late what is late lands.
     """
 
     lanes: int = 8
@@ -251,7 +279,6 @@ class Way:
     latency: float = 0.0
     foreign: bool = False
     late: Callable[[], float] = lambda: LATE
-    changed: Mapping[str, Any] = field(factory=dict[str, Any])
     told: Callable[[str], None] = lambda line: None
 
 
@@ -312,7 +339,7 @@ class _Trial:
         life, ledger = self.life, None
         pace = {} if self.way.limits else {"rate": ()}
         reading, writing = (
-            _client(name, self.sides[where], self.clock, life, **pace)
+            _client(name, self.sides[where], self.clock, life, self.way.latency, **pace)
             for where, name in (("source", self.stage.origin), ("target", self.stage.goal))
         )
         try:
@@ -320,8 +347,6 @@ class _Trial:
             self.migration = Migration(
                 reading, writing, self.stage.plan, ledger, clock=self.clock, lanes=self.way.lanes
             )
-            for name, value in self.way.changed.items():
-                setattr(self.migration, name, value)
             async for event in self.migration:
                 if event.said:
                     self.way.told(f"    {event.phase}: {event.said}")
@@ -360,7 +385,7 @@ class _Trial:
         point = Point(self.life.run, where, self.counted[where])
         act = self.decide(point, f"{method} {what}")
         if act is None:
-            return Fault(action=Action.DELAY, seconds=self.way.latency) if self.way.latency else None
+            return None
         self.hits += 1
         self.way.told(f"{point} {method} {what}: {act}")
         return evolve(FAULTS[act], seconds=self.way.late()) if "late" in act else FAULTS[act]
@@ -410,8 +435,12 @@ def _walk_in(world: World) -> None:
 
 def _walked_in(world: World, table: str) -> int:
     theirs = [row["id"] for row in world.select("contact", where={"name": WALK_IN})]
-    return len(theirs) if table == "contact" else 0 if table in ("company", "deal") else world.count(
-        table, {"target_kind": "contact", "target_id": theirs}
+    return (
+        len(theirs)
+        if table == "contact"
+        else 0
+        if table in ("company", "deal")
+        else world.count(table, {"target_kind": "contact", "target_id": theirs})
     )
 
 
@@ -460,11 +489,7 @@ class Seen:
         theirs = {key for key, row in rows.items() if row["name" if "name" in row else "text"] == WALK_IN}
         theirs |= {key for key, row in rows.items() if (row.get("target_kind"), row.get("target_id")) in theirs}
         rows = {key: row for key, row in rows.items() if key not in theirs}
-        ties = [
-            (way, key, there)
-            for key, row in rows.items()
-            for way, there in _ties(key[0], row)
-        ]
+        ties = [(way, key, there) for key, row in rows.items() for way, there in _ties(key[0], row)]
         colour = {key: hash((key[0], *(repr(row[name]) for name in _TOLD[key[0]]))) for key, row in rows.items()}
         said = Counter((key[0], *(repr(row[name]) for name in _TOLD[key[0]])) for key, row in rows.items())
         for _ in range(3):
@@ -491,7 +516,10 @@ def _as_in_the_source(stage: Stage) -> None:
     """What every case is held against is held against the source: each row that has a place there, once, and its ties."""
     before, full, made = Seen.of(stage.empty), Seen.of(stage.full), stage.expected
     for kind in made_kinds(stage):
-        gists = [Counter(_gist(kind, row) for (at, _), row in seen.rows.items() if at == kind) for seen in (before, full, made)]
+        gists = [
+            Counter(_gist(kind, row) for (at, _), row in seen.rows.items() if at == kind)
+            for seen in (before, full, made)
+        ]
         mine, theirs = gists[0] + gists[1], gists[2]
         assert mine == theirs, f"{stage.origin} to {stage.goal}: {kind} {mine} became {theirs}"
 

