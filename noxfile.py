@@ -155,7 +155,7 @@ def crash(session):
 
 @nox.session(default=False)
 def crash_full(session):
-    """All that `crash` leaves out: points two by two, lanes, storms, hostile servers. CRMCLIENT_CRASHES=10 is a small one."""
+    """What `crash` leaves out: points two by two, lanes, storms, hostile servers. CRMCLIENT_CRASHES=10 is a small one."""
     session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
     session.run("python", "tests/crash/full.py", *session.posargs, env=_TESTED)
 

@@ -7,12 +7,12 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import aclosing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import click
 from attrs import define, field
@@ -112,7 +112,7 @@ async def _moved(work: "_Work", source: Client, target: Client, plan: Plan, ledg
         migration = Migration(source, target, plan, ledger, lanes=lanes)
         work.migration = migration
         with _Bars(plan, source.dialect, target.dialect, silent=work.as_json) as bars, work.interruptible(bars):
-            async with aclosing(cast("AsyncGenerator[Event]", aiter(migration))) as events:
+            async with aclosing(aiter(migration)) as events:
                 async for event in events:
                     work.last = event
                     bars(event)

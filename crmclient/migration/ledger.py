@@ -10,10 +10,11 @@
     map    words of the source and their likes in the target that were found or made on the way
     kept   values that the target cannot carry and that the plan says to keep
 
-It holds at every moment, and ``Ledger.violations()`` looks: (I1) what is made or done has a target id, and no two of a kind
+It holds at every moment: (I1) what is made or done has a target id, and no two of a kind
 share one; (I2) a row is ``intent`` if and only if its batch has no outcome; (I3) intent is on disk before the first
 byte is sent, and done after the last is read; (I4) a batch's watermark is below every id that its request could have
-made; (I5) a row is sent only once what it hangs on is made.
+made; (I5) a row is sent only once what it hangs on is made. ``Ledger.violations()`` looks at what a file can tell: the first
+two and the fourth.
 """
 
 import hashlib
@@ -236,7 +237,8 @@ class Ledger:
         try:
             handle = self._files.open(file, os.O_RDWR | os.O_CREAT)
         except OSError as wrong:
-            raise LedgerFailed(f"{file} cannot be opened: {wrong.strerror}") from None
+            folder = "" if file.parent.is_dir() else f": there is no folder {file.parent}"
+            raise LedgerFailed(f"{file} cannot be opened{folder or f': {wrong.strerror}'}") from None
         try:
             if not self._files.lock(handle):
                 holder = self._files.read(handle, 200).decode(errors="replace").strip() or "another process"

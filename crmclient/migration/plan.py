@@ -572,7 +572,7 @@ async def vocabulary(crm: Client, entity: type[Any]) -> Sequence[Any]:
     parts = parts_of(crm.dialect, entity)
     if not parts:
         return [row async for row in crm.of(entity).list()]
-    told = [await crm.setting(part) for part in parts]
+    told = await asyncio.gather(*map(crm.setting, parts))
     # A part is a list of them, or a map of them by their ids.
     return [row for each in told for row in cast("Iterable[Any]", mapping(each).values() or each)]
 

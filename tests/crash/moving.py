@@ -15,7 +15,7 @@ from crmclient import Client, connect
 from crmclient.auth import Login
 from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Ledger
-from crmclient.migration.plan import from_toml
+from crmclient.migration.plan import Plan, from_toml
 
 
 def client(told: dict[str, Any]) -> Client:
@@ -24,8 +24,7 @@ def client(told: dict[str, Any]) -> Client:
     return connect(told["dialect"], base_url=told["base_url"], credentials=credentials, zone=zone, rate=())
 
 
-async def move(told: dict[str, Any]) -> str:
-    plan = from_toml(Path(told["plan"]).read_text("utf-8"))
+async def move(told: dict[str, Any], plan: Plan) -> str:
     async with client(told["source"]) as source, client(told["target"]) as target:
         with Ledger(told["ledger"]) as ledger:
             migration = Migration(source, target, plan, ledger)
@@ -39,7 +38,7 @@ async def move(told: dict[str, Any]) -> str:
 def run(told: dict[str, Any]) -> None:
     """What the process does. It leaves what it has to say in a file: whoever is killed leaves none."""
     try:
-        said = asyncio.run(move(told))
+        said = asyncio.run(move(told, from_toml(Path(told["plan"]).read_text("utf-8"))))
     except BaseException:
         said = traceback.format_exc()
     Path(told["said"]).write_text(said, "utf-8")

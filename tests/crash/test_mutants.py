@@ -13,11 +13,12 @@ import pytest
 from attrs import evolve, frozen
 from trials import Decide, Point, Score, Stage, Way, just, stage_of, trial, twins
 
+from crmclient.dialect import Flow
 from crmclient.entities import Id
-from crmclient.migration import ledger
+from crmclient.migration import engine, ledger
 from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Batch, Ledger
-from crmclient.migration.reconcile import Prints
+from crmclient.migration.reconcile import Found, Prints
 from crmclient.sandbox.world import World
 
 Patch = pytest.MonkeyPatch
@@ -39,10 +40,11 @@ def no_write_ahead(patch: Patch, stage: Stage) -> None:
 def no_looking(patch: Patch, stage: Stage) -> None:
     """What was open is sent again."""
 
-    async def seen(*_: Any, **__: Any) -> tuple[dict[Id, Id], bool]:
-        return {}, False
+    def nothing_seen(*_: Any, **__: Any) -> Flow[Found]:
+        return Found(rows=())
+        yield
 
-    patch.setattr(Migration, "_seen", seen)
+    patch.setattr(engine, "seek", nothing_seen)
 
 
 def no_quarantine(patch: Patch, stage: Stage) -> None:
@@ -55,7 +57,7 @@ def no_row_check(patch: Patch, stage: Stage) -> None:
     no_watermark(patch, stage)
     seen, owned, looking = Migration._seen, Ledger.owned, ContextVar("looking", default=False)
 
-    async def blindly(migration: Migration, *what: Any, **more: Any) -> tuple[dict[Id, Id], bool]:
+    async def blindly(migration: Migration, *what: Any, **more: Any) -> Any:
         looking.set(True)
         try:
             return await seen(migration, *what, **more)

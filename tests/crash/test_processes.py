@@ -1,4 +1,4 @@
-"""The same with nothing simulated: a process that moves an account over HTTP gets SIGKILL at a write, and a second one goes on."""
+"""The same with nothing simulated: a process that moves an account over HTTP is killed at a write, and a second goes on."""
 
 import asyncio
 import multiprocessing
@@ -30,18 +30,20 @@ PROCESSES.set_forkserver_preload(
 
 
 @pytest.mark.parametrize("origin, goal", THREE)
-@pytest.mark.parametrize("act", (Action.KILL_BEFORE, Action.KILL_AFTER))
+@pytest.mark.parametrize("act", [Action.KILL_BEFORE, Action.KILL_AFTER])
 @pytest.mark.asyncio
 async def test_each_row_arrives_once_whichever_write_kills_the_process(
     origin: str, goal: str, act: Action, tmp_path: Path
 ) -> None:
     stage = await stage_of(origin, goal)
     writes = sum(not what.startswith("GET") for what in stage.points["target"])
-    turns = asyncio.Semaphore(ABREAST)
+    turns, folders = asyncio.Semaphore(ABREAST), [tmp_path / str(number) for number in range(writes)]
+    for folder in folders:
+        folder.mkdir()
 
     async def one(number: int) -> list[str]:
         async with turns:
-            return await killed_at(stage, act, number, tmp_path / str(number))
+            return await killed_at(stage, act, number, folders[number - 1])
 
     assert writes > 4
     found = await asyncio.gather(*(one(number) for number in range(1, writes + 1)))
@@ -49,7 +51,6 @@ async def test_each_row_arrives_once_whichever_write_kills_the_process(
 
 
 async def killed_at(stage: Stage, act: Action, number: int, folder: Path) -> list[str]:
-    folder.mkdir()
     child: list[int] = []
     writes = 0
 
@@ -119,5 +120,7 @@ def came_in(name: str, running: Running) -> dict[str, Any]:
     zone = None if "account" in dialect(name).settings else running.world.account["zone"]
     return {
         **{part: card[part] for part in ("token", "login", "hash") if part in card},
-        **{"dialect": name, "base_url": running.base_url, "zone": zone},
+        "dialect": name,
+        "base_url": running.base_url,
+        "zone": zone,
     }

@@ -122,10 +122,13 @@ def eight_rows(world: World, companies: bool) -> None:
         world.add(
             "contact",
             {
-                **{"name": "Ann Lee", "first_name": "Ann", "last_name": "Lee", **when},
+                "name": "Ann Lee",
+                "first_name": "Ann",
+                "last_name": "Lee",
                 "phones": [{"value": f"+7900000000{number}", "label": "work"}],
                 "company": "Acme",
                 "company_id": company,
+                **when,
             },
         )
         for number in (1, 2)
@@ -134,8 +137,12 @@ def eight_rows(world: World, companies: bool) -> None:
     deal = world.add(
         "deal",
         {
-            **{"name": "Delivery", "price": 1500, "company_id": company, **when},
-            **{"pipeline_id": stage["pipeline_id"], "stage_id": stage["id"]},
+            "name": "Delivery",
+            "price": 1500,
+            "company_id": company,
+            "pipeline_id": stage["pipeline_id"],
+            "stage_id": stage["id"],
+            **when,
             "contacts": [{"id": people[0], "main": True}, {"id": people[1], "main": False}],
         },
     )
@@ -150,7 +157,7 @@ def eight_rows(world: World, companies: bool) -> None:
 
 
 def twins(world: World, companies: bool) -> None:
-    """Two namesakes and nothing to tell them by, each with a deal like the other's, and on one of these all is said twice."""
+    """Two namesakes and nothing to tell them by, each with a deal like the other's, and on one of these all said twice."""
     when: dict[str, Any] = {"created_at": _BEGAN, "updated_at": _BEGAN}
     people = [
         world.add("contact", {"name": "Ann Lee", "first_name": "Ann", "last_name": "Lee", **when}) for _ in range(2)
@@ -270,8 +277,8 @@ def _client(
 @frozen(kw_only=True)
 class Way:
     """How a move is made. ``latency`` are the seconds that a request takes at most to the server, and its answer back;
-    without ``limits`` neither side counts nor paces. A ``foreign`` writer makes rows in the target meanwhile; ``late`` is how
-    late what is late lands.
+    without ``limits`` neither side counts nor paces. A ``foreign`` writer makes rows in the target meanwhile; ``late`` is
+    how late what is late lands.
     """
 
     lanes: int = 8
@@ -283,11 +290,13 @@ class Way:
 
 
 USUAL: Final = Way()
+# A file that no disk has to do with.
+_FAST: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 async def trial(stage: Stage, decide: Decide = nothing, way: Way = USUAL) -> "Score":
     """Move until it ends, whatever is decided on the way, and look at what stands in the target then."""
-    clock, folder = FakeClock(), Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    clock, folder = FakeClock(), Path(tempfile.mkdtemp(dir=_FAST))
     try:
         with stage.full.copy(clock=clock) as full, stage.empty.copy(clock=clock) as empty:
             empty.sparse = stage.empty.sparse

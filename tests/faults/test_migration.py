@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import anyio.lowlevel
 import pytest
 from attrs import evolve, field, frozen
 from hypothesis import HealthCheck, Phase, given, settings
@@ -351,7 +352,7 @@ async def test_fault_134_a_row_that_is_refused_for_ever_is_a_dead_letter_and_so_
     assert re.search("owner|user" if kind == "contact" else "stage|status", reason), reason
     assert told[f"{kind}s", ids[kind]].attempts == 1
     for key in hanging:
-        assert told[key].error == f"its {kind}s {ids[kind]} was rejected"
+        assert told[key].error == f"its {kind} {ids[kind]} was rejected"
         assert told[key].attempts == 0
     # Nothing hangs on nothing, and all others are there.
     for each in ("task", "note"):
@@ -362,7 +363,7 @@ async def test_fault_134_a_row_that_is_refused_for_ever_is_a_dead_letter_and_so_
         (deal,) = [row for row in move.target.world.select("deal") if row["name"] == "A deal"]
         assert deal["contacts"] == []
         (item,) = [each for each in move.items(State.DONE) if (each.kind, each.source) == ("deals", ids["deal"])]
-        assert item.error == f"it goes without contacts {ids['contact']}, which did not arrive"
+        assert item.error == f"it goes without contact {ids['contact']}, which did not arrive"
     assert done.verdict is not None
     assert not done.verdict.equal
     assert f"{1 + len(hanging)} missing" in done.verdict.sentence
@@ -525,6 +526,26 @@ async def test_fault_135_what_only_the_target_changed_is_left_and_what_only_the_
     move.source.world.update("deal", move.source.world.select("deal")[1]["id"], {"price": 444})
     await move.run(plan)
     assert [move.target.world.row("deal", id)["price"] for id in (there, second)] == [222, 444]
+
+
+@pytest.mark.asyncio
+async def test_fault_135_what_people_deleted_in_the_target_stays_deleted_and_is_told(
+    moves: Callable[..., Move],
+) -> None:
+    move = moves()
+    plan = await move.planned()
+    await move.run(plan)
+    here, there = (side.world.select("deal")[0]["id"] for side in (move.source, move.target))
+    move.target.world.update("deal", there, {"deleted": True})
+    changed(move.source.world, 111)
+    newest = move.target.world.newest
+    for _ in range(2):
+        done = await move.run(plan)
+        assert done.verdict is not None
+        assert "0 differ, 1 missing" in done.verdict.sentence
+    assert move.target.world.newest == newest
+    with move.ledger() as ledger:
+        assert ledger.made("deals", here) == there
 
 
 # ------------------------------------------------------------------------------ a look-up that misses the fresh row
@@ -745,6 +766,14 @@ def test_fault_139_every_ledger_that_was_ever_written_can_be_looked_at(tmp_path:
     assert task.target == Ref(Kind.CONTACT, 102)
     assert deal.contacts == (Link(Ref(Kind.CONTACT, 101), main=True),)
     assert {row.created_at for row in (deal, task)} == {datetime.fromtimestamp(1_700_000_000, UTC)}
+
+
+def test_fault_139_another_layout_is_another_version(tmp_path: Path) -> None:
+    """Fails where tables were changed and VERSION was not. Before the first release: python tests/ledgers/record.py."""
+    layout = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    with closing(sqlite3.connect(":memory:")) as db, Ledger(tmp_path / "new") as ledger:
+        db.executescript((LEDGERS / f"v{VERSION}.sql").read_text("utf-8"))
+        assert ledger.db.execute(layout).fetchall() == db.execute(layout).fetchall()
 
 
 def test_fault_139_a_ledger_of_a_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
@@ -974,7 +1003,7 @@ async def test_fault_142_the_first_time_it_waits_for_an_answer_and_the_second_it
 
             running = asyncio.create_task(driven())
             while not move.target.faults.done:
-                await asyncio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             began = move.clock.monotonic()
             for _ in range(times):
                 running.cancel()
@@ -1281,7 +1310,6 @@ async def test_at_each_request_the_ledger_knows_of_every_row_that_may_be_there_a
 # ------------------------------------------------------------------------------------------------ half of a letter
 
 
-@pytest.mark.xfail(reason="faults_findings F1b, F6")
 @pytest.mark.parametrize("goal", ["amocrm", "electrum", "kommo"])
 @pytest.mark.asyncio
 async def test_half_a_letter_in_one_row_of_the_source_does_not_stop_the_others(
