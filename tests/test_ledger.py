@@ -379,7 +379,7 @@ class Denied(Files):
 
 
 def test_where_it_cannot_be_is_told_by_its_path_and_why(tmp_path: Path) -> None:
-    with pytest.raises(LedgerFailed, match=r"missing/l\.lock cannot be opened: No such file or directory"):
+    with pytest.raises(LedgerFailed, match=r"missing/l\.lock cannot be opened: there is no folder "):
         Ledger(tmp_path / "missing" / "l")
     with pytest.raises(LedgerFailed, match=r"l\.lock cannot be opened: Permission denied"):
         Ledger(tmp_path / "l", files=Denied())

@@ -24,6 +24,7 @@ from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Dialect, Listing, Verb, Writing, mapping
 from crmclient.entities import Company, Contact, FieldType, FieldValue, Id, Kind, Ref
 from crmclient.errors import AuthFailed, Invalid, Misconfigured, UnknownDialect, Unreadable
+from crmclient.flows import finishes
 from crmclient.migration.costs import advised, minutes, reads, under, writes
 from crmclient.migration.losses import CHOICES, MAKEABLE, OF_ITS_KIND, What, choices, stage_named
 from crmclient.migration.matching import (
@@ -927,7 +928,9 @@ class _Reading:
         self.moves[kind] += 1
         if there.row.KIND is Kind.NOTE or there.row.KIND is Kind.TASK:
             self.moves_under[under(kind, there.row.target)] += there.row.target is not None
-        self.completed += bool(there.later)
+        # Where a task's result is a request of its own, it is one however the task was made.
+        told = kind == "tasks" and there.row.result is not None and finishes(self.target, MOVED[kind])
+        self.completed += bool(there.later) or told
         self.ties += kind == "contacts" and there.row.company is not None
         for what, why in there.losses():
             self.losses[what, why, self.translate.choice(what)] += 1

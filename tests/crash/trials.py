@@ -112,6 +112,7 @@ class Life(CrashPoints):
 # ------------------------------------------------------------------------------------------------------- two accounts
 
 _BEGAN: Final = 1_700_000_000
+RESULT: Final = "Agreed"
 
 
 def eight_rows(world: World, companies: bool) -> None:
@@ -150,7 +151,7 @@ def eight_rows(world: World, companies: bool) -> None:
         {"target_kind": kind, "target_id": id} for kind, id in (("deal", deal), ("contact", people[0]))
     )
     for done in (True, False):
-        task = {"text": "Call back", "due": _BEGAN + 86_400, "done": done, "result": "Agreed" if done else None}
+        task = {"text": "Call back", "due": _BEGAN + 86_400, "done": done, "result": RESULT if done else None}
         world.add("task", {**task, **on_deal, **when})
     for _ in range(2):
         world.add("note", {"text": "ok", **on_contact, **when})
@@ -233,7 +234,10 @@ async def stage_of(
     stage.expected = Seen({}, Counter(), Counter(), 0)
     score = await trial(stage, look)
     stage.expected, stage.points = score.seen, seen
-    stage.written = frozenset(kind for kind, entity in MOVED.items() if dialect(goal).can(entity, Verb.CREATE))
+    # Notes that a vendor makes of results by itself are not ours.
+    own = {kind for kind, entity in MOVED.items() if dialect(goal).can(entity, Verb.CREATE)}
+    results = any(kind == "note" and row["text"] == RESULT for (kind, _), row in score.seen.rows.items())
+    stage.written = frozenset(own - {"notes"} if results else own)
     assert not score.wrong, f"{origin} to {goal} without any fault: {score.wrong}"
     _as_in_the_source(stage)
     _stages[key] = stage
@@ -522,15 +526,15 @@ def _ties(kind: str, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, i
 
 
 def _as_in_the_source(stage: Stage) -> None:
-    """What every case is held against is held against the source: each row that has a place there, once, and its ties."""
-    before, full, made = Seen.of(stage.empty), Seen.of(stage.full), stage.expected
+    """What every case is held against is held against the source: each row that has a place there, once, and no other."""
     for kind in made_kinds(stage):
-        gists = [
+        before, mine, theirs = (
             Counter(_gist(kind, row) for (at, _), row in seen.rows.items() if at == kind)
-            for seen in (before, full, made)
-        ]
-        mine, theirs = gists[0] + gists[1], gists[2]
-        assert mine == theirs, f"{stage.origin} to {stage.goal}: {kind} {mine} became {theirs}"
+            for seen in (Seen.of(stage.empty), Seen.of(stage.full), stage.expected)
+        )
+        if kind == "note":  # a vendor may keep what came of a task as a note on it
+            theirs -= Counter((task["result"],) for task in stage.full.select("task") if task["result"])
+        assert before + mine == theirs, f"{stage.origin} to {stage.goal}: {kind} {mine} became {theirs}"
 
 
 def made_kinds(stage: Stage) -> list[str]:
