@@ -51,7 +51,7 @@ from crmclient.errors import (
     Unreadable,
     Unsupported,
 )
-from crmclient.migration.ledger import SETTLED, Batch, Fresh, Ledger, Run, Settled, State, digest
+from crmclient.migration.ledger import Batch, Fresh, Ledger, Run, Settled, State, digest
 from crmclient.migration.matching import (
     KINDS,
     MARKER,
@@ -65,8 +65,9 @@ from crmclient.migration.matching import (
 )
 from crmclient.migration.plan import Plan, Told, silent, to_toml, vocabulary
 from crmclient.migration.reconcile import Found, Prints, completed, newest, seek
+from crmclient.migration.seen import Seen
 from crmclient.migration.translation import FieldThere, Translated, Translation, Words, folded, marked, same
-from crmclient.migration.verify import Finding, Sign, Verdict, check, compared, content, own
+from crmclient.migration.verify import Comparison, Finding, Sign, Verdict, check, compared, content, own, together
 from crmclient.serial import cursor_from_tree, cursor_to_tree
 from crmclient.vocabulary import Field
 
@@ -195,6 +196,9 @@ class Migration:
         self._altered: dict[tuple[str, Id], Any] = {}
         self._new: list[Fresh] = []
         self._coming_late: set[tuple[str, Id]] = set()
+        self._early: Comparison | None = None
+        self._looked = False
+        self._sent = 0
         self._reopened, self._last_look = 0, False
         self._asking = False
         self._died = self._unsure = False
@@ -248,6 +252,9 @@ class Migration:
             if self._prepared and not isinstance(error, Misconfigured):
                 self._note_failure(error)
             raise
+        finally:
+            if self._early is not None:
+                self._early.seen.db.close()
 
     def _note_failure(self, error: CRMError) -> None:
         try:
@@ -477,6 +484,7 @@ class Migration:
         while not self._halted:
             self._changed.clear()
             work = self._choose()
+            self._look_ahead()
             if work is not None:
                 self._busy += 1
                 return work
@@ -775,6 +783,7 @@ class Migration:
         self.ledger.settle(batch, became, _outcome(became) if not unknown else None, certain=certain)
         for source, told in became.items():
             self._moved(kind, State.INTENT, told.state, 1)
+            self._sent += told.state is not State.PENDING
             self._release(kind, [rows[source].print])
             self._after(kind, source, told)
         if again:
@@ -1152,36 +1161,56 @@ class Migration:
 
     # ------------------------------------------------------------------------------------------------------ verifying
 
+    def _compare(self, *, last: bool = False) -> Comparison:
+        """Another look at both sides; what the source has new or changed is noticed as it is read."""
+        self._altered.clear()
+        self._new.clear()
+        self._coming_late.clear()
+        self._reopened, self._last_look = 0, last
+        words, seen = self._translate.words, Seen()
+        plan = evolve(self.plan, me=words.me.id if words.me is not None else None)
+        return Comparison(self.source, self.target, plan, words, seen, source_row=self._noticed, before=self._was_there)
+
+    def _look_ahead(self) -> None:
+        """Read the source once more while the last rows are being written: as late as its reading takes, and no later."""
+        if self._early is not None or self._looked or self._coming or self._group is None or self._halted:
+            return
+        left = sum(counts[State.PENDING] + counts[State.INTENT] for counts in self._counts.values())
+        spent = [crm.spent.requests - base for crm, base in zip((self.source, self.target), self._base, strict=True)]
+        reading, writing = (
+            requests * max(rate.seconds / rate.limit for rate in crm.dialect.rate)
+            for requests, crm in zip(spent, (self.source, self.target), strict=True)
+        )
+        if left * writing > (reading + 1.0) * max(1, self._sent):
+            return
+        self._early = self._compare()
+        self._group.create_task(self._guarded(self._read_again))
+
+    async def _read_again(self) -> None:
+        assert self._early is not None  # noqa: S101  it was just made
+        await self._unless_stopped(self._early.read_source(self._reading))
+
     async def _verify(self) -> None:
         """Read both sides whole. What has come to the source meanwhile, or was changed there, is moved too."""
+        self._looked = True
         for last in (*[False] * (_ROUNDS - 1), True):
             self._tell("verifying")
-            self._altered.clear()
-            self._new.clear()
-            self._coming_late.clear()
-            self._reopened, self._last_look = 0, last
-            differing: list[Finding] = []
+            early, self._early = self._early, None
+            comparison = early or self._compare(last=last)
+            with comparison.seen:
+                sides = [comparison.read_target(self._reading)]
+                sides += [] if early is not None else [comparison.read_source(self._reading)]
+                await self._unless_stopped(together(*sides))
+                if self._stopping:
+                    return
+                differing: list[Finding] = []
 
-            def each(finding: Finding, differing: list[Finding] = differing) -> None:
-                if finding.sign is Sign.DIFFERS and (finding.kind, finding.source) in self._altered:
-                    differing.append(finding)
+                def each(finding: Finding, differing: list[Finding] = differing) -> None:
+                    if finding.sign is Sign.DIFFERS and (finding.kind, finding.source) in self._altered:
+                        differing.append(finding)
 
-            plan = evolve(self.plan, me=self._translate.words.me.id if self._translate.words.me else None)
-            looking = check(
-                self.source,
-                self.target,
-                plan,
-                pairs=_Pairs(self.ledger),
-                each=each,
-                source_row=self._noticed,
-                told=self._reading,
-                words=self._translate.words,
-                before=self._was_there,
-                clock=self.clock,
-            )
-            self.verdict = await self._unless_stopped(looking)
-            if self.verdict is None:
-                return
+                comparison.each = each
+                self.verdict = comparison.verdict(_Pairs(self.ledger))
             new, self._new = self._new, []
             if last or not (new or differing or self._reopened):
                 break
@@ -1205,7 +1234,7 @@ class Migration:
                 waking = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait((task, waking), return_when=asyncio.FIRST_COMPLETED)
                 waking.cancel()
-                if self._stopping and not task.done():
+                if self._halted and not task.done():
                     return None
             return task.result()
         finally:
@@ -1228,7 +1257,7 @@ class Migration:
             fresh = list(self._fresh(row))
             self._new += fresh
             self._coming_late.update((each.kind, each.source) for each in fresh)
-        elif item.state in SETTLED:
+        else:
             late = any((at, id) in self._coming_late for at, id, _ in _hangs_on(row))
             if item.state in (State.SKIPPED, State.REJECTED) and (late or item.digest != digest(row)):
                 if item.kind in self._prints and not self._last_look:

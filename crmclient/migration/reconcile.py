@@ -240,12 +240,13 @@ class Prints:
             alike[self._told(sent[source]), self._said(sent[source], self._told(sent[source]))].append(source)
         # Those that say most choose first: what they say fits fewer rows.
         for (names, said), sources in sorted(alike.items(), key=lambda each: -len(each[0][0])):
-            fitting = {id: self._rest(row) for id, row in free.items() if self._said(row, names) == said}
+            fitting = {id: row for id, row in free.items() if self._said(row, names) == said}
             # Of those that are known by the same, whoever agrees in all the rest goes first: a task that is done, say.
             for whole in (True, False):
                 for source in [source for source in sources if source not in pairs]:
-                    rest = self._rest(sent[source]) if whole else None
-                    target = next((id for id, told in fitting.items() if rest is None or told == rest), None)
+                    rest = self._rest(sent[source]) if whole else ()
+                    wanted = self._said(sent[source], rest)
+                    target = next((id for id, row in fitting.items() if self._said(row, rest) == wanted), None)
                     if target is not None:
                         pairs[source] = target
                         del free[target], fitting[target]
@@ -258,9 +259,10 @@ class Prints:
         there = {self.of(row) for row in found if not unmarked(row)[1]}
         return frozenset(source for source, row in sent.items() if self.of(row) in there)
 
-    def _rest(self, row: Any) -> Hashable:
-        names = sorted(name for name in self._names - STAMPS if hasattr(row, name) and not is_empty(getattr(row, name)))
-        return self._said(row, names)
+    def _rest(self, row: Any) -> tuple[str, ...]:
+        """All that a row says as it is sent, and whether it is done: a server makes up more, but takes nothing of that back."""
+        said = (name for name in self._names - STAMPS if not is_empty(getattr(row, name, None)))
+        return tuple(sorted({*said, *(["done"] if "done" in self._names and hasattr(row, "done") else [])}))
 
 
 def _in_order(id: Id) -> tuple[bool, int, str]:

@@ -192,14 +192,13 @@ async def check(
         raise Misconfigured("; ".join(wrong))
     made = plan.made_fields(await vocabulary(target, Field)) if plan.fields_to_make() else {}
     with Seen() as seen:
-        comparing = _Comparing(source, target, plan, plan.words(made), seen, each, source_row, paired, before)
-        if words is not None:
-            comparing.translate.words = words
-        await _both(comparing.read_source(told), comparing.read_target(told))
-        return comparing.verdict(pairs or {})
+        spoken = plan.words(made) if words is None else words
+        comparison = Comparison(source, target, plan, spoken, seen, each, source_row, paired, before)
+        await together(comparison.read_source(told), comparison.read_target(told))
+        return comparison.verdict(pairs or {})
 
 
-async def _both(*doing: Coroutine[Any, Any, None]) -> None:
+async def together(*doing: Coroutine[Any, Any, None]) -> None:
     """Side by side; where one fails the other is not left behind."""
     tasks = [asyncio.ensure_future(each) for each in doing]
     try:
@@ -236,16 +235,18 @@ def _sides(source: Id, target: Id) -> tuple[tuple[str, Id], ...]:
 
 
 @define
-class _Comparing:
+class Comparison:
+    """Two accounts held against each other: each side is read when it suits, and then comes the verdict."""
+
     source: Client
     target: Client
     plan: Plan
     words: Words
     seen: Seen
-    each: Callable[[Finding], None]
-    source_row: Callable[[Any], None]
-    paired: Callable[[str, Id, Id], None]
-    before: Callable[[str, Id], bool]
+    each: Callable[[Finding], None] = lambda finding: None
+    source_row: Callable[[Any], None] = lambda row: None
+    paired: Callable[[str, Id, Id], None] = lambda kind, source, target: None
+    before: Callable[[str, Id], bool] = lambda kind, target: False
     kinds: dict[str, Counter[Sign]] = field(factory=dict[str, Counter[Sign]])
     no_place: Counter[str] = field(factory=Counter[str])
     lost: Counter[tuple[str, str]] = field(factory=Counter[tuple[str, str]])

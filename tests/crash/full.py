@@ -8,6 +8,7 @@ It ends with 1 when anything was doubled, lost, tied otherwise or broken.
 
 import argparse
 import asyncio
+import logging
 import os
 import random
 import sys
@@ -141,6 +142,7 @@ def counted(name: str, pair: tuple[str, str], seeds: range) -> Counted:
     async def all_of_them() -> Counted:
         found = Counted()
         silenced()
+        logging.disable(logging.WARNING)
         for seed in seeds:
             how = f'--row "{name}" --pair {"-".join(pair)} --seed {seed}'
             try:
@@ -165,7 +167,7 @@ def counted(name: str, pair: tuple[str, str], seeds: range) -> Counted:
     return total + Counted(seconds=time.perf_counter() - begun)
 
 
-HEAD: Final = ("cases", "duplicates", "lost", "links", "violations", "not equal", "restarts", "errors", "s")
+HEAD: Final = ("cases", "duplicates", "lost", "links", "violations", "not equal", "restarts", "errors", "seconds")
 
 
 def line(name: str, told: Counted) -> str:

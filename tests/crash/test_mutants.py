@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve, frozen
-from trials import Decide, Point, Score, Stage, Way, just, stage_of, trial, twins
+from trials import Decide, Point, Score, Stage, Way, just, silenced, stage_of, trial, twins
 
 from crmclient.dialect import Flow
 from crmclient.entities import Id
@@ -135,6 +135,7 @@ SETTINGS = (
 
 
 async def trials(change: Callable[[Patch, Stage], None]) -> AsyncIterator[tuple[str, Score]]:
+    silenced()
     for setting in SETTINGS:
         known = await stage_of(*setting.pair, **setting.stage)
         for what, decide in happenings(known, setting.acts):

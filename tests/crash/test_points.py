@@ -7,33 +7,36 @@ from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
-from trials import ACTS, NAMES, READ_ACTS, Point, Stage, just, stage_of, trial
+from trials import ACTS, NAMES, Point, Stage, just, silenced, stage_of, trial
 
 PAIRS = list(permutations(NAMES, 2))
+# A read that is lost is read again, whatever became of it and by whichever client: more of these are the same case again.
+ACTS_OF = {"commit": ("before", "after"), "source": ("kill-before",), "target": ("kill-before", "drop-after")}
 GROUPS = ("commits", "reads", "writes")
 
 
 def cases(stage: Stage, group: str) -> Iterator[tuple[Point, str, str]]:
     for where, passed in stage.points.items():
         for number, what in enumerate(passed, 1):
-            if (where == "commit") != (group == "commits") or (
-                where != "commit" and writes(where, what) != (group == "writes")
-            ):
+            of = "commits" if where == "commit" else "writes" if writes(where, what) else "reads"
+            acts = ACTS if of == "writes" else ACTS_OF[where]
+            if of != group:
                 continue
-            acts = ("before", "after") if where == "commit" else ACTS if group == "writes" else READ_ACTS
             for act in acts:
                 yield Point(1, where, number), act, what
 
 
 def writes(where: str, what: str) -> bool:
-    """Of an API that only knows POST, whatever may write counts as a write."""
-    return where == "target" and not what.startswith("GET") and not what.endswith(("_detail.php", "/auth.php"))
+    """Whether rows of the target may come of it; of an API that only knows POST the path tells."""
+    reads = what.startswith("GET") or (".php" in what and "_add" not in what and "_edit" not in what)
+    return where == "target" and not reads
 
 
 @pytest.mark.parametrize("origin, goal", PAIRS)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.asyncio
 async def test_each_row_arrives_once_wherever_it_is_cut(origin: str, goal: str, group: str) -> None:
+    silenced()
     stage = await stage_of(origin, goal)
     wrong: list[str] = []
     tried = 0

@@ -57,8 +57,6 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "html-after": Fault(action=Action.HTML_AFTER),
 }
 ACTS: Final = tuple(FAULTS)
-# A read that is lost is read again, whatever became of it: more than this is the same case twice.
-READ_ACTS: Final = ("kill-before", "drop-after")
 
 
 @frozen(order=True)
