@@ -392,7 +392,7 @@ def test_a_ledger_that_is_damaged_is_said_to_be(ledger: Ledger) -> None:
     content = bytearray(ledger.path.read_bytes())
     content[4096 * 4 :] = b"\xff" * (len(content) - 4096 * 4)
     ledger.path.write_bytes(content)
-    with pytest.raises(LedgerFailed, match="cannot be (read|used)"), Report(ledger.path) as report:
+    with pytest.raises(LedgerFailed, match=r"cannot be (read|used)"), Report(ledger.path) as report:
         "".join(report.json(every=True))
 
 

@@ -260,7 +260,7 @@ class Prints:
         return frozenset(source for source, row in sent.items() if self.of(row) in there)
 
     def _rest(self, row: Any) -> tuple[str, ...]:
-        """All that a row says as it is sent, and whether it is done: a server makes up more, and takes nothing of it back."""
+        """All that a row says as it is sent, and whether it is done: a server adds to that and takes nothing of it."""
         said = (name for name in self._names - STAMPS if not is_empty(getattr(row, name, None)))
         return tuple(sorted({*said, *(["done"] if "done" in self._names and hasattr(row, "done") else [])}))
 
