@@ -311,6 +311,8 @@ class Comparison:
                     numbers[kind] += 1
                     if numbers[kind] % 50 == 0:
                         told(side, kind, numbers[kind])
+                    if numbers[kind] % 8 == 0:
+                        await asyncio.sleep(0)  # a page is a quarter of a second's work, and others have turns to take
                     yield kind, row
 
     def _company_named(self, contact: Contact) -> None:
