@@ -261,7 +261,8 @@ def test_a_person_is_asked_whether_this_is_the_account_and_sees_how_far_it_is(pa
     while b"Go on? [y/N]: " not in seen:
         seen += typed_out(main, seen)
     os.write(main, answer.encode() + (b"" if answer == "\x03" else b"\n"))
-    while answer == "\x03" and not select.select([main], [], [], 1)[0]:
+    while answer == "\x03" and process.poll() is None:
+        time.sleep(0.5)
         os.write(main, b"\x03")  # one that comes just as the reading begins is heard at the next key only
     while more := typed_out(main, seen):
         seen += more

@@ -40,9 +40,9 @@ from crmclient.migration.verify import Verdict
 LOG_IN, INTERRUPTED = 3, 130
 # More of one kind of lines than this is for --json or the page.
 _SHOWN: Final = 12
-# In the target, or known never to be.
 # Shows the cursor again that a live display had hidden.
 _CURSOR: Final = b"\x1b[?25h\n"
+# In the target, or known never to be.
 _OVER: Final = (State.MADE, State.DONE, State.REJECTED, State.DOUBT)
 
 _plan = click.option(

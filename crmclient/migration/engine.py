@@ -299,6 +299,8 @@ class Migration:
                 "moved already went by the old one. Go on with that (it is in the ledger: `crmclient report`), or begin "
                 "anew with another ledger and an empty target"
             )
+        if begun is None and ledger.counts():
+            raise Misconfigured(f"{ledger.path} was being adopted and is not whole: remove it, and adopt into a new one")
         if begun is None:
             rows = await self._there()
             if hindrances := plan.hindrances(rows):
@@ -1345,9 +1347,8 @@ async def adopt(
     Both sides are only read, once the plan's quarantine is over. What is not found again is made by the next run. Raises
     Misconfigured for a ledger that has begun and for a plan of other accounts.
     """
-    if ledger.run() is not None:
+    if ledger.run() is not None or ledger.counts():
         raise Misconfigured(f"{ledger.path} is the ledger of a move that has begun: adopt into a new one")
-    ledger.begin(_run_of(plan, clock))
     found, waiting = Counter[str](), list[tuple[str, Id, Id]]()
     # What the lost run has sent may still land, and what is not found now is made anew.
     await clock.sleep(plan.quarantine)
@@ -1368,6 +1369,8 @@ async def adopt(
 
     await check(source, target, plan, each=each, told=told, clock=clock)
     keep()
+    # Last: a ledger that knows a part of it must not be gone on with.
+    ledger.begin(_run_of(plan, clock))
     return dict(found)
 
 
