@@ -300,7 +300,9 @@ class Migration:
                 "anew with another ledger and an empty target"
             )
         if begun is None and ledger.counts():
-            raise Misconfigured(f"{ledger.path} was being adopted and is not whole: remove it, and adopt into a new one")
+            raise Misconfigured(
+                f"{ledger.path} was being adopted and is not whole: remove it, and adopt into a new one"
+            )
         if begun is None:
             rows = await self._there()
             if hindrances := plan.hindrances(rows):
