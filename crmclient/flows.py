@@ -426,8 +426,7 @@ def _opening(
             except NotFound:
                 continue  # deleted since the list was read, and its rows with it
             except Unreadable as bad:
-                # A maintenance page in place of a card says nothing of the card.
-                if on_bad is None or bad.passing:
+                if on_bad is None:
                     raise
                 on_bad(above, bad)
                 found += [parent] if shows else []

@@ -506,8 +506,10 @@ class Migration:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def _walk(self, unreadable: list[Fresh]) -> Together:
+    def _walk(self, unreadable: list[Fresh], *, patient: bool = True) -> Together:
         def bad(entity: type[Any], wrong: Unreadable) -> None:
+            if wrong.passing and patient:  # a maintenance page in place of a card says nothing of the card
+                raise wrong
             id, kind = mapping(wrong.raw).get("id"), kind_of(entity)
             self._read["unreadable"] += 1
             source: Id = id if isinstance(id, int | str) else f"unreadable {self._read['unreadable']}"
@@ -523,7 +525,8 @@ class Migration:
         while True:
             before = self.ledger.position()
             try:
-                await self._read_on()
+                # What is no card so often never will be one: it is told, and the others go on.
+                await self._read_on(patient=failures < _TRIES - 1)
                 return
             except _PASSING as error:
                 failures = failures + 1 if self.ledger.position() == before else 1
@@ -534,12 +537,12 @@ class Migration:
                 if self._halted:
                     return
 
-    async def _read_on(self) -> None:
+    async def _read_on(self, *, patient: bool) -> None:
         text, ended = self.ledger.position()
         if ended:
             return
         unreadable: list[Fresh] = []
-        walk = self._walk(unreadable)
+        walk = self._walk(unreadable, patient=patient)
         async with aclosing(walk.pages(START if text is None else cursor_from_tree(json.loads(text)))) as pages:
             async for page in pages:
                 fresh = [each for row in page for each in self._fresh(row)]
