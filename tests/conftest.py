@@ -30,7 +30,9 @@ def pytest_sessionstart() -> None:
 ONCE = {
     *("test_endpoints.py", "test_fuzz.py", "test_pacing.py", "test_pairs.py", "test_roundtrip.py", "test_together.py"),
     *("test_demo.py", "test_plan.py", "test_check.py", "test_retry.py", "test_limits.py", "test_webhooks.py"),
-    "test_migration_costs.py",
+    *("test_migration_costs.py", "test_report.py", "test_formats.py", "test_php_forms.py", "test_kommo.py"),
+    *("test_amocrm.py", "test_amoxml.py", "test_sandbox_world.py", "test_sandbox_kommo.py", "test_sandbox_amocrm.py"),
+    *("test_sandbox_amoxml.py", "test_sandbox_electrum.py", "test_readme.py", "test_docs_ru.py", "test_doctor.py"),
 }
 
 

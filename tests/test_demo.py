@@ -208,9 +208,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "ways", [(), ("--from", "kommo", "--to", "electrum"), ("--from", "electrum", "--to", "amocrm")]
-)
+@pytest.mark.parametrize("ways", [(), ("--from", "kommo", "--to", "electrum")])
 def test_each_row_is_there_once_after_a_kill_in_the_middle(ways: tuple[str, ...]) -> None:
     done = run("demo", *ways, "--rows", "5", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -261,7 +259,7 @@ def test_a_dialect_that_is_not_there_is_one_line() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way there")
-@pytest.mark.parametrize("seconds", [1.5, 4.0, 7.0])
+@pytest.mark.parametrize("seconds", [1.5, 4.0])
 def test_ctrl_c_leaves_no_process_no_file_and_no_traceback(seconds: float, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "crmclient", "demo", "--rows", "60"]
     env = {**os.environ, "TMPDIR": str(tmp_path)}
