@@ -71,9 +71,6 @@ _log = logging.getLogger("crmclient.flows")
 # costs a latency: so rarely that it does not show at any pace.
 _WAVE = 256
 
-# After so many rows others have their turn: a page is a tenth of a second's work, and what is paced waits for nothing.
-_TURN = 25
-
 # So old, in seconds, a settings part may be by which something is refused: an option may have been added since.
 _FRESH = 60.0
 
@@ -292,8 +289,6 @@ def _reader(dialect: Dialect, entity: type[Any], asked: Filter, on_bad: Callable
         context = evolve((yield Need()), parent=parent)
         waiting = list(reversed(list(rows)))
         while waiting:
-            if len(waiting) % _TURN == 0:
-                context = evolve((yield Need()), parent=parent)
             try:
                 made = resource.decode(waiting[-1], context)
             except MissingPart as missing:

@@ -329,8 +329,6 @@ class Session:
         if isinstance(step, Call):
             return await self.send(step)
         if isinstance(step, Need):
-            if step.part is None:
-                await asyncio.sleep(0)  # whoever asks for nothing in particular lets others have their turn
             return await self.context(step.part, step.fresh, optional=step.optional)
         return await self._together(step)
 

@@ -86,8 +86,6 @@ _FOLLOWING: Final = frozenset({"done", "result", "company", "contacts"})
 # How a run stands that has not died.
 _STOPPED: Final = "stopped"
 _ENDED: Final = "ended"
-# So many rows of a page are noted together.
-_PORTION: Final = 40
 # So many rows are looked at again together.
 _LOOKED_AT: Final = 100
 # What is said of a row that the ledger knows from the target alone.
@@ -547,14 +545,7 @@ class Migration:
         walk = self._walk(unreadable, patient=patient)
         async with aclosing(walk.pages(START if text is None else cursor_from_tree(json.loads(text)))) as pages:
             async for page in pages:
-                fresh: list[Fresh] = []
-                for number, row in enumerate(page, 1):
-                    fresh += self._fresh(row)
-                    if number % _PORTION == 0 and number < len(page.items):
-                        # A page is noted in portions, so that what is paced has its turns; where it ends is noted last.
-                        self._note(fresh, cursor=json.dumps(cursor_to_tree(page.cursor)))
-                        fresh = []
-                        await asyncio.sleep(0)
+                fresh = [each for row in page for each in self._fresh(row)]
                 following = None if page.next is None else json.dumps(cursor_to_tree(page.next))
                 self._note([*fresh, *unreadable], cursor=following, ended=page.next is None)
                 unreadable.clear()
@@ -646,7 +637,7 @@ class Migration:
         return self.plan.target_cost.batches.get(kind) or flows.batch_of(self.target.dialect, MOVED[kind])
 
     def _fill(self, kind: str) -> _Front:
-        front, wanted = self._fronts[kind], max(2 * self._size(kind), 100)
+        front, wanted = self._fronts[kind], max(4 * self._size(kind), 100)
         while len(front.rows) < wanted and not front.whole:
             found = self.ledger.waiting(kind, front.after, wanted)
             front.whole = not found
@@ -1197,8 +1188,7 @@ class Migration:
             requests * max(rate.seconds / rate.limit for rate in crm.dialect.rate)
             for requests, crm in zip(spent, (self.source, self.target), strict=True)
         )
-        # Beside the writing it takes about twice as long as it took alone.
-        if left * writing > (2.0 * reading + 2.0) * max(1, self._sent):
+        if left * writing > (reading + 1.0) * max(1, self._sent):
             return
         self._early = self._compare()
         self._group.create_task(self._guarded(self._read_again))
