@@ -167,7 +167,7 @@ async def move(places: list[dict[str, Any]], folder: str) -> dict[str, Any]:
                 lines += [event.said] if event.said else []
             wrong = ledger.violations()
         mark("ended")
-        assert migration.verdict is not None  # noqa: S101
+        assert migration.verdict is not None  # noqa: S101  it has ended
         return {
             "marks": marks,
             "spent": spent,
@@ -246,7 +246,7 @@ def least(names: tuple[str, str], servers: list[dict[str, Any]], writes: int) ->
 @contextmanager
 def serving(name: str, full: bool, latency: float) -> Generator["subprocess.Popen[str]"]:
     asked = [sys.executable, __file__, "--serve", name, "--latency", str(latency), *(["--full"] if full else [])]
-    process = subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    process = subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  ourselves
     try:
         yield process
     finally:
@@ -255,7 +255,7 @@ def serving(name: str, full: bool, latency: float) -> Generator["subprocess.Pope
 
 
 def told(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    assert process.stdout is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101  it was asked for
     return json.loads(process.stdout.readline())
 
 
@@ -265,10 +265,11 @@ def run(names: tuple[str, str], latency: float) -> Run:
         places = json.dumps([told(each) for each in both])
         with tempfile.TemporaryDirectory() as folder:
             asked = [sys.executable, __file__, "--move", folder]
+            # Ourselves, in a process of its own.
             moving = subprocess.run(asked, input=places, stdout=subprocess.PIPE, text=True, check=True, timeout=550)  # noqa: S603
         said = json.loads(moving.stdout)
         for each in both:
-            assert each.stdin is not None  # noqa: S101
+            assert each.stdin is not None  # noqa: S101  it was asked for
             each.stdin.write("\n")
             each.stdin.flush()
         servers = [told(each) for each in both]
@@ -423,7 +424,7 @@ async def move_many(rows: int, folder: str) -> None:
                 told.setdefault(event.phase, peak())
             told["peak"] = peak()
             told["rows"] = ledger.counts()["contacts"][State.DONE]
-        assert migration.verdict is not None  # noqa: S101
+        assert migration.verdict is not None  # noqa: S101  it has ended
         told |= {"equal": migration.verdict.equal, "cpu": time.process_time()}
     print(json.dumps(told))
 
@@ -445,6 +446,7 @@ def flat(few: int, many: int) -> bool:
     for rows in (few, many):
         with tempfile.TemporaryDirectory() as folder:
             asked = [sys.executable, __file__, "--move-many", str(rows), "--folder", folder]
+            # Ourselves, in a process of its own.
             said = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout)  # noqa: S603
             size = (Path(folder) / "ledger").stat().st_size / (1 << 20)
         if not said["equal"] or said["rows"] != rows:

@@ -72,8 +72,8 @@ def begun(ledger: Ledger) -> Batch:
 
 
 def test_a_row_is_noted_once_however_often_its_page_is_read(ledger: Ledger) -> None:
-    assert ledger.ingest(contacts(1, 2), cursor="a") == 2
-    assert ledger.ingest([*contacts(2, 3), *contacts(3)], cursor="b") == 1
+    assert [each.source for each in ledger.ingest(contacts(1, 2), cursor="a")] == [1, 2]
+    assert [each.source for each in ledger.ingest([*contacts(2, 3), *contacts(3)], cursor="b")] == [3]
     assert [source for _, source, _ in ledger.waiting("contacts", 0, 10)] == [1, 2, 3]
     assert ledger.position() == ("b", False)
     ledger.ingest([], ended=True)
@@ -82,7 +82,7 @@ def test_a_row_is_noted_once_however_often_its_page_is_read(ledger: Ledger) -> N
 
 
 def test_a_number_and_the_same_number_as_a_word_are_two_ids(ledger: Ledger) -> None:
-    assert ledger.ingest(contacts(5, "5")) == 2
+    assert [each.source for each in ledger.ingest(contacts(5, "5"))] == [5, "5"]
     batch = ledger.intend("contacts", ["5"], 0, AT)
     ledger.settle(batch, {"5": Settled(state=State.DONE, target="x5")}, "applied")
     assert [(item.source, item.state) for item in ledger.items()] == [(5, State.PENDING), ("5", State.DONE)]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -348,7 +349,7 @@ def test_a_file_of_something_else_is_not_taken_for_a_ledger(pair: Pair) -> None:
     done = invoke(*pair.words("--yes", "--ledger", pair.file.name))
     assert done.exit_code == 7
     assert done.stderr.startswith("error: ")
-    with sqlite3.connect("other.db") as other:
+    with closing(sqlite3.connect("other.db")) as other:
         other.execute("CREATE TABLE mine (x)")
     done = invoke(*pair.words("--yes", "--ledger", "other.db"))
     assert (done.exit_code, "a database of something else" in done.stderr) == (7, True)

@@ -60,14 +60,14 @@ from crmclient.migration.matching import (
     kind_at,
     kind_of,
     mark,
+    match_fields,
     named_company,
-    word,
 )
 from crmclient.migration.plan import Plan, Told, silent, to_toml, vocabulary
 from crmclient.migration.reconcile import Found, Prints, completed, newest, seek
 from crmclient.migration.seen import Seen
 from crmclient.migration.translation import FieldThere, Translated, Translation, Words, folded, marked, same
-from crmclient.migration.verify import Comparison, Finding, Sign, Verdict, check, compared, content, own, together
+from crmclient.migration.verify import Comparison, Finding, Sign, Verdict, check, compared, content, own, side_by_side
 from crmclient.serial import cursor_from_tree, cursor_to_tree
 from crmclient.vocabulary import Field
 
@@ -373,7 +373,8 @@ class Migration:
         lacking, waited = dict(wanted), False
         for _ in range(_TRIES):
             known: Sequence[Field] = await vocabulary(self.target, Field) if wanted else ()
-            there = {key: each for key, want in wanted.items() if (each := _like(want, known)) is not None}
+            found = {key: [*match_fields([want], known).values()] for key, want in wanted.items()}
+            there = {key: alike[0] for key, alike in found.items() if alike}
             for how, what in lacking.keys() & there.keys():
                 self.ledger.learn(how, what, there[how, what].id, "the field of this name")
             lacking = {key: each for key, each in wanted.items() if key not in there}
@@ -572,10 +573,10 @@ class Migration:
         """A row as it comes to the ledger, after what comes with it and before what follows it."""
         kind, source = kind_of(row), row.id
         self._read[kind] += 1
-        above = company_key(row.company) if isinstance(row, Contact) else None
+        company = row.company if isinstance(row, Contact) else None
+        above = company_key(company)
         if above is not None and Company not in self.source.dialect.resources and "companies" in self._prints:
-            assert isinstance(row, Contact)  # noqa: S101
-            name = named_company(row.company)
+            name = named_company(company)
             yield Fresh(kind="companies", source=above, row=Company(id=above, name=name), name=name)
         named = getattr(row, "name", None) if kind == "companies" else None
         if kind not in self._prints:
@@ -589,14 +590,11 @@ class Migration:
         for note in self._translate.besides(row):
             yield Fresh(kind="notes", source=note.id or 0, row=note)
 
-    def _note(self, fresh: Sequence[Fresh], *, cursor: str | None = None, ended: bool = False, part: int = 0) -> None:
-        known = {(each.kind, each.source) for each in fresh if self.ledger.item(each.kind, each.source) is not None}
-        self.ledger.ingest(fresh, cursor=cursor, ended=ended, part=part)
-        for each in {(one.kind, one.source): one for one in reversed(fresh)}.values():
-            if (each.kind, each.source) not in known:
-                self._counts.setdefault(each.kind, Counter())[each.state] += 1
-                if each.kind in self._fronts:
-                    self._fronts[each.kind].whole = False
+    def _note(self, fresh: Sequence[Fresh], *, cursor: str | None = None, ended: bool = False) -> None:
+        for each in self.ledger.ingest(fresh, cursor=cursor, ended=ended):
+            self._counts.setdefault(each.kind, Counter())[each.state] += 1
+            if each.kind in self._fronts:
+                self._fronts[each.kind].whole = False
 
     # ------------------------------------------------------------------------------------------------------- choosing
 
@@ -1081,16 +1079,17 @@ class Migration:
 
     async def _patiently(self, looking: Callable[[], Flow[T]]) -> T:
         """Reading harms nobody: what fails in passing is read again a little later, so often and no more."""
-        for attempt in range(1, _TRIES + 1):
+        failures = 0
+        while True:
             try:
                 return await self.target.run(looking())
             except _PASSING as error:
-                if attempt == _TRIES or self._halted:
+                failures += 1
+                if failures == _TRIES or self._halted:
                     raise
-                wait = getattr(error, "after", None) or float(2**attempt)
+                wait = getattr(error, "after", None) or float(2**failures)
                 self._tell(said=f"{error.message}: looking again in {wait:g} s")
                 await self._pause(wait)
-        raise AssertionError("unreachable")
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not while everything else has stopped."""
@@ -1207,7 +1206,7 @@ class Migration:
             with comparison.seen:
                 sides = [comparison.read_target(self._reading)]
                 sides += [] if early is not None else [comparison.read_source(self._reading)]
-                await self._unless_stopped(together(*sides))
+                await self._unless_stopped(side_by_side(*sides))
                 if self._stopping:
                     return
                 differing: list[Finding] = []
@@ -1314,15 +1313,6 @@ class Migration:
             except _OF_THE_ROW as wrong:
                 return f"its change cannot be moved: {wrong}"
         return f"{self.target.dialect.title} cannot change its {', '.join(stuck)}" if stuck else None
-
-
-def _like(wanted: Field, known: Iterable[Field]) -> Field | None:
-    """A custom field of this code, or of this name and type."""
-    for each in known:
-        named = word(each.name) == word(wanted.name) and each.type is wanted.type
-        if each.entity is wanted.entity and (named or (wanted.code is not None and each.code == wanted.code)):
-            return each
-    return None
 
 
 def _run_of(plan: Plan, clock: Clock) -> Run:

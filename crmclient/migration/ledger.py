@@ -201,22 +201,27 @@ class Ledger:
         return ledger
 
     def _open(self, uri: str, durable: bool) -> None:
-        writes = self._lock is not None
         with _told(self.path):
             self.db = sqlite3.connect(uri, uri=True, isolation_level=None)
+        try:
+            self._begin(durable)
+        except BaseException:
+            self.db.close()
+            raise
+
+    def _begin(self, durable: bool) -> None:
+        writes = self._lock is not None
+        with _told(self.path):
             self.db.execute("PRAGMA busy_timeout = 5000")
             version, application = (
                 self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
             )
             empty = not self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not empty and application != _APPLICATION:
-            self.db.close()
             raise Misconfigured(f"{self.path} is a database of something else, and no ledger")
         if not empty and version != VERSION:
-            self.db.close()
             raise Misconfigured(f"{self.path} is a ledger of version {version}, and this reads version {VERSION}")
         if empty and not writes:
-            self.db.close()
             raise Misconfigured(f"{self.path} is an empty file: no move has begun by it")
         with _told(self.path):
             if writes:
@@ -285,7 +290,7 @@ class Ledger:
 
     def run(self) -> Run | None:
         """The move that has begun by this ledger."""
-        found = self._ask(f"SELECT {', '.join(_RUN)} FROM run").fetchone()  # noqa: S608
+        found = self._ask(f"SELECT {', '.join(_RUN)} FROM run").fetchone()  # noqa: S608  names of our own
         if found is None:
             return None
         told: dict[str, Any] = dict(zip(_RUN, found, strict=True))
@@ -298,7 +303,7 @@ class Ledger:
             told = [getattr(run, name) for name in _RUN]
             marks = ", ".join("?" for _ in _RUN)
             self.db.execute(
-                f"INSERT INTO run ({', '.join(_RUN)}) VALUES ({marks})",  # noqa: S608
+                f"INSERT INTO run ({', '.join(_RUN)}) VALUES ({marks})",  # noqa: S608  names of our own
                 [part.isoformat() if isinstance(part, datetime) else part for part in told],
             )
 
@@ -312,16 +317,14 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def ingest(self, rows: Iterable[Fresh], *, part: int = 0, cursor: str | None = None, ended: bool = False) -> int:
-        """Note rows that were read, and how far; the number of those that were not known before."""
-        new = 0
+    def ingest(self, rows: Iterable[Fresh], *, cursor: str | None = None, ended: bool = False) -> list[Fresh]:
+        """Note rows that were read, and how far; those that were not known before."""
         with self.commit("page"):
-            for each in rows:
-                new += self._noted(each)
+            new = [each for each in rows if self._noted(each)]
             self.db.execute(
-                "INSERT INTO page VALUES (?, ?, ?, ?) ON CONFLICT (pass) DO UPDATE "
+                "INSERT INTO page VALUES (0, ?, ?, ?) ON CONFLICT (pass) DO UPDATE "
                 "SET cursor = excluded.cursor, rows = rows + excluded.rows, ended = excluded.ended",
-                (part, cursor, new, ended),
+                (cursor, len(new), ended),
             )
         return new
 
@@ -341,9 +344,9 @@ class Ledger:
             self.db.execute("INSERT INTO row (kind, src, tree) VALUES (?, ?, ?)", (fresh.kind, fresh.source, text))
         return True
 
-    def position(self, part: int = 0) -> tuple[str | None, bool]:
+    def position(self) -> tuple[str | None, bool]:
         """Where reading goes on, and whether it has ended."""
-        found = self._ask("SELECT cursor, ended FROM page WHERE pass = ?", (part,)).fetchone()
+        found = self._ask("SELECT cursor, ended FROM page WHERE pass = 0").fetchone()
         return (None, False) if found is None else (found[0], bool(found[1]))
 
     def waiting(self, kind: str, after: int, most: int) -> list[tuple[int, Id, Any]]:

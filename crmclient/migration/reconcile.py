@@ -4,6 +4,7 @@ that is found is checked here: a server's filter is a help and never evidence.
 That a row is there is final. That it is not there means something only once nobody can be working on the request any more.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -29,7 +30,7 @@ from crmclient.dialect import (
 from crmclient.entities import Company, Id, is_empty
 from crmclient.errors import NotFound, Unreadable, Unsupported
 from crmclient.migration.matching import unmarked
-from crmclient.migration.verify import STAMPS, comparable
+from crmclient.migration.verify import STAMPS, comparable, even
 from crmclient.paging import Trail
 
 # What is compared also where the row sent says nothing: no server fills it in.
@@ -224,8 +225,9 @@ class Prints:
         given = [name for name in _GIVEN if not is_empty(getattr(row, name, None))]
         return tuple(name for name in (*_SAID, *given) if name in self._names and hasattr(row, name))
 
-    def _said(self, row: Any, names: Sequence[str]) -> Hashable:
-        return tuple((name, _even(comparable(getattr(row, name), self._rows_there))) for name in names)
+    def _said(self, row: Any, names: Sequence[str]) -> str:
+        said = {name: even(comparable(getattr(row, name), self._rows_there)) for name in names}
+        return json.dumps(said, sort_keys=True)
 
     def matched(self, sent: Mapping[Id, Any], found: Iterable[Any]) -> dict[Id, Id]:
         """Which of the rows found is which of those sent: the lowest source's id goes with the lowest target's."""
@@ -267,17 +269,6 @@ class Prints:
 
 def _in_order(id: Id) -> tuple[bool, int, str]:
     return (False, id, "") if isinstance(id, int) else (True, 0, id)
-
-
-def _even(part: Any) -> Hashable:
-    """A content that can be compared and counted; blanks that a server trims or joins do not matter."""
-    if isinstance(part, str):
-        return " ".join(part.split())
-    if isinstance(part, list):
-        return tuple(map(_even, part))  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(part, Mapping):
-        return tuple((name, _even(each)) for name, each in part.items())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return part
 
 
 def completed(

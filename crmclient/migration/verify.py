@@ -194,11 +194,11 @@ async def check(
     with Seen() as seen:
         spoken = plan.words(made) if words is None else words
         comparison = Comparison(source, target, plan, spoken, seen, each, source_row, paired, before)
-        await together(comparison.read_source(told), comparison.read_target(told))
+        await side_by_side(comparison.read_source(told), comparison.read_target(told))
         return comparison.verdict(pairs or {})
 
 
-async def together(*doing: Coroutine[Any, Any, None]) -> None:
+async def side_by_side(*doing: Coroutine[Any, Any, None]) -> None:
     """Side by side; where one fails the other is not left behind."""
     tasks = [asyncio.ensure_future(each) for each in doing]
     try:
@@ -211,7 +211,7 @@ async def together(*doing: Coroutine[Any, Any, None]) -> None:
 
 # What agrees, the lowest ids first, as often as it is there on both sides.
 _NUMBERED: Final = "SELECT clue, id, row_number() OVER (PARTITION BY clue ORDER BY id) AS n FROM clue WHERE side ="
-_AGREEING: Final = f"SELECT s.id, t.id FROM ({_NUMBERED} 'source') s JOIN ({_NUMBERED} 'target') t USING (clue, n)"  # noqa: S608
+_AGREEING: Final = f"SELECT s.id, t.id FROM ({_NUMBERED} 'source') s JOIN ({_NUMBERED} 'target') t USING (clue, n)"  # noqa: S608  our own
 
 
 @frozen
@@ -564,16 +564,16 @@ def content(target: Dialect, row: Any, names: frozenset[str] | None = None) -> d
 def own(target: Dialect, kind: str, content: Mapping[str, Any]) -> str:
     """A digest of what a row says and no CRM fills in by itself (``content``): ties apart, which come later."""
     written = compared(target, kind)
-    even = {name: _even(content[name]) for name in OWN if name in written and name in content}
-    return clue(even, [name for name in OWN if name in written]).hex()
+    said = {name: even(content[name]) for name in OWN if name in written and name in content}
+    return clue(said, [name for name in OWN if name in written]).hex()
 
 
-def _even(part: Any) -> Any:
+def even(part: Any) -> Any:
     """A content without the blanks that a server trims or joins."""
     if isinstance(part, str):
         return " ".join(part.split())
     if isinstance(part, list):
-        return [_even(each) for each in cast("list[Any]", part)]
+        return [even(each) for each in cast("list[Any]", part)]
     return part
 
 
