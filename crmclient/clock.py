@@ -50,7 +50,7 @@ class FakeClock:
     """Time for tests: it stands still while anybody works and jumps to the next sleeper once everybody waits.
 
     ``idle`` is how many turns of the event loop must pass without a new sleeper before everybody counts as waiting;
-    it only has to exceed the longest chain of bare ``await``s between two sleeps.
+    it only has to exceed the longest chain of bare ``await``s between two sleeps. Who sleeps for no time is at work.
     """
 
     def __init__(self, start: datetime = datetime(2026, 3, 20, 10, 15, tzinfo=UTC), *, idle: int = 100) -> None:
@@ -77,10 +77,10 @@ class FakeClock:
         self._skew += by
 
     async def sleep(self, seconds: float) -> None:
+        self._count += 1
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
-        self._count += 1
         sleeper = _Sleeper(self._elapsed + seconds, self._count)
         heapq.heappush(self._sleepers, sleeper)
         try:

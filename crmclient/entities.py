@@ -10,6 +10,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import cache
+from operator import is_
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from attrs import NOTHING, field, fields, fields_dict, frozen
@@ -423,10 +424,23 @@ def _given(kind: type[Any]) -> tuple[tuple[str, str], ...]:
 
 
 def evolve(entity: T, /, **changes: Any) -> T:
-    """What ``attrs.evolve`` gives, which looks the names up anew for each of a million rows."""
-    held = {alias: getattr(entity, name) for alias, name in _given(entity.__class__)}
-    held.update(changes)
-    return entity.__class__(**held)
+    """What ``attrs.evolve`` gives of a frozen value, which looks the names up anew for each of a million rows; the value
+    itself where nothing of it changes.
+    """
+    for name, part in changes.items():
+        held = getattr(entity, name, NOTHING)
+        if held is not part and not _of_the_same(held, part):
+            break
+    else:
+        return entity
+    given = {alias: getattr(entity, name) for alias, name in _given(entity.__class__)}
+    given.update(changes)
+    return entity.__class__(**given)
+
+
+def _of_the_same(held: Any, given: Any) -> bool:
+    """Whether these are tuples of the very same parts: what is only equal may still differ (the id of a tag)."""
+    return type(held) is type(given) is tuple and len(held) == len(given) and all(map(is_, held, given))
 
 
 @cache
@@ -440,12 +454,12 @@ def filled(entity: Any) -> frozenset[str]:
     said: set[str] = set()
     for name, default in _defaults(entity.__class__):
         content = getattr(entity, name)
-        # What a field has by itself is most often the very same object.
+        # What a field has by itself is most often the very same object, and what is true is not empty.
         if content is default or content is None:
             continue
         # False says something where a new one is True: a user who is not active.
-        empty = is_empty(content) and not (content is False and default is True)
-        if not empty and content != default:
+        empty = not content and is_empty(content) and not (content is False and default is True)
+        if not empty and (default is None or content != default):
             said.add(name)
     return frozenset(said)
 

@@ -71,6 +71,9 @@ _log = logging.getLogger("crmclient.flows")
 # costs a latency: so rarely that it does not show at any pace.
 _WAVE = 256
 
+# After so many rows others have their turn: a page is a tenth of a second's work, and what is paced waits for nothing.
+_TURN = 25
+
 # So old, in seconds, a settings part may be by which something is refused: an option may have been added since.
 _FRESH = 60.0
 
@@ -289,6 +292,8 @@ def _reader(dialect: Dialect, entity: type[Any], asked: Filter, on_bad: Callable
         context = evolve((yield Need()), parent=parent)
         waiting = list(reversed(list(rows)))
         while waiting:
+            if len(waiting) % _TURN == 0:
+                context = evolve((yield Need()), parent=parent)
             try:
                 made = resource.decode(waiting[-1], context)
             except MissingPart as missing:
@@ -1028,7 +1033,7 @@ def _completed(row: Row, receipt: Receipt[Any]) -> Receipt[Any]:
         return receipt
     id = row.id if receipt.id is None else receipt.id
     sent = {**row.wire, "id": id} if row.whole else getattr(row.entity, "raw", None)
-    entity = evolve(_with_reading(row.entity, raw=sent), id=id, **receipt.known)
+    entity = _with_reading(row.entity, id=id, raw=sent, written=None, **receipt.known)
     return evolve(receipt, id=id, entity=_as_written(entity))
 
 

@@ -329,6 +329,8 @@ class Session:
         if isinstance(step, Call):
             return await self.send(step)
         if isinstance(step, Need):
+            if step.part is None:
+                await self._clock.sleep(0)  # whoever asks for nothing in particular lets others have their turn
             return await self.context(step.part, step.fresh, optional=step.optional)
         return await self._together(step)
 
@@ -423,8 +425,9 @@ class Session:
             while cursor is not None:
                 if not under_way:
                     under_way.append((cursor, asyncio.create_task(self._page(walk, cursor))))
-                at, task = under_way.popleft()
+                at, task = under_way[0]  # still among them while it is waited for: whoever waits may be cancelled
                 reply, rows, reading = await task
+                under_way.popleft()
                 cursor = walk.after(at, reply, len(rows))
                 bound = walk.last(at, reply) or bound
                 trail.step(at, rows, cursor)
@@ -486,7 +489,11 @@ class Session:
         if until is None and self._setup.deadline is not None and call.signed:
             until = begun + self._setup.deadline
         progress = _Progress(next(self._numbers), call, begun, until)
-        return await (self._attempts(progress) if until is None else self._in_time(progress, until))
+        try:
+            return await (self._attempts(progress) if until is None else self._in_time(progress, until))
+        except AuthFailed as refused:
+            refused.account = self._setup.kept_as
+            raise
 
     async def _in_time(self, progress: _Progress, until: float) -> Reply:
         attempts = asyncio.create_task(self._attempts(progress))

@@ -923,22 +923,22 @@ def _customs(customs: list[dict[str, Any]], fields: frozenset[str]) -> dict[str,
 def _surviving(entity: Any) -> Any:
     changes: dict[str, Any] = {"fields": tuple(filter(None, map(_surviving_value, entity.fields)))}
     for name, code in (("phones", PHONE), ("emails", EMAIL)):
-        allowed = set(LABELS[code].values())
         parts = getattr(entity, name, None)
         if parts:
+            allowed = set(LABELS[code].values())
             changes[name] = tuple(part if part.label in allowed else evolve(part, label=Label.OTHER) for part in parts)
     company = getattr(entity, "company", None)
     if company is not None:
-        changes["company"] = Link(company.ref) if company.ref.id is not None else None
+        changes["company"] = evolve(company, name=None, main=False) if company.ref.id is not None else None
     return evolve(on_the_second(entity), **changes)
 
 
 def _surviving_value(value: FieldValue) -> FieldValue | None:
     if not _is_named(value) or value.type not in FIELD_WORDS:
         return None
-    kept = [part for part in value.values if _fits(value.type, part)]
+    kept = tuple(part for part in value.values if _fits(value.type, part))
     if value.type is FieldType.ADDRESS:
         kept = kept[:1]
-    # Times travel as whole seconds.
-    kept = [part.replace(microsecond=0) if isinstance(part, datetime) else part for part in kept]
+    if value.type is FieldType.DATETIME:  # times travel as whole seconds
+        kept = tuple(part.replace(microsecond=0) if isinstance(part, datetime) else part for part in kept)
     return evolve(value, values=kept) if kept or not value.values else None
