@@ -245,7 +245,12 @@ class Unavailable(CRMError):
 
 
 class AuthFailed(CRMError):
-    """The credentials were not accepted, or lack the right to do this."""
+    """The credentials were not accepted, or lack the right to do this.
+
+    ``account`` is whose they are: the name under which its tokens are kept.
+    """
+
+    account: str | None = None
 
 
 class ReauthorizationRequired(AuthFailed):

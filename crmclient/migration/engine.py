@@ -10,7 +10,7 @@ import json
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -51,7 +51,7 @@ from crmclient.errors import (
     Unreadable,
     Unsupported,
 )
-from crmclient.migration.ledger import Batch, Fresh, Ledger, Run, Settled, State, digest
+from crmclient.migration.ledger import Batch, Fresh, Item, Ledger, Run, Settled, State, digest
 from crmclient.migration.matching import (
     KINDS,
     MARKER,
@@ -83,13 +83,20 @@ _TRIES: Final = 6
 _VANISHING: Final = 3
 # What follows a row that was made: a move may have been killed before it.
 _FOLLOWING: Final = frozenset({"done", "result", "company", "contacts"})
+# A server that is told one of them makes up the others, or empties them.
+_NAMES: Final = frozenset({"name", "first_name", "last_name"})
 # How a run stands that has not died.
 _STOPPED: Final = "stopped"
 _ENDED: Final = "ended"
+# So many rows of a page are noted together.
+_PORTION: Final = 40
+# After so many rows that are made ready others have their turn.
+_TURN: Final = 10
 # So many rows are looked at again together.
 _LOOKED_AT: Final = 100
 # What is said of a row that the ledger knows from the target alone.
 ADOPTED: Final = "adopted"
+_WITHOUT: Final = "it goes without "
 # A row is read at most so often again because something was changed meanwhile.
 _ROUNDS: Final = 3
 
@@ -98,6 +105,7 @@ _ROUNDS: Final = 3
 class Event:
     """How a move stands. ``phase`` is ``words``, ``moving``, ``verifying`` or ``ended``; ``read`` and ``counts`` are by
     kind; ``requests`` are those that this run has spent on the source and the target; ``said`` is worth a line.
+    ``waits_for`` is what nobody can know before ``until``: ``40 rows in doubt``, say.
     """
 
     phase: str
@@ -105,6 +113,17 @@ class Event:
     counts: Mapping[str, Mapping[State, int]]
     requests: tuple[int, int]
     said: str | None = None
+    waits_for: str | None = None
+    until: datetime | None = None
+
+
+@frozen(eq=False)
+class _Quarantine:
+    """So many rows, or whatever it is, are in doubt until then."""
+
+    number: int
+    what: str
+    until: datetime
 
 
 @frozen
@@ -146,8 +165,9 @@ class Migration:
                 print(event.phase, event.counts)
             print(migration.verdict.sentence)
 
-    Make another, with the same plan and ledger, after whatever stopped it, and it goes on. ``stop()`` lets what is in flight
-    end, and so does leaving the loop early, once its iterator is closed (``contextlib.aclosing``).
+    Make another, with the same plan and ledger, after whatever stopped it, and it goes on; after ``ledger.retry()`` it
+    tries once more what was refused. ``stop()`` lets what is in flight end, and so does leaving the loop early, once its
+    iterator is closed (``contextlib.aclosing``).
     ``lanes`` is how many requests are under way on the target at once. Iterating raises Misconfigured, before anything is
     sent, for what ``prepare`` finds; LedgerFailed; and what the CRMs raise when it is no use to go on.
     """
@@ -188,6 +208,7 @@ class Migration:
         self._coming: frozenset[type[Any]] = frozenset()
         self._busy = 0
         self._doubts = 0
+        self._quarantined: list[_Quarantine] = []
         self._failures: Counter[str] = Counter()
         self._failed_at: dict[str, float] = {}
         self._arrived: dict[str, float] = {}
@@ -266,7 +287,19 @@ class Migration:
         self._phase = phase or self._phase
         spent = self.source.spent.requests - self._base[0], self.target.spent.requests - self._base[1]
         counts = {kind: Counter(each) for kind, each in self._counts.items()}
-        self._events.append(Event(phase=self._phase, read=dict(self._read), counts=counts, requests=spent, said=said))
+        waits = max(self._quarantined, key=lambda each: each.until, default=None)
+        doubtful = sum(each.number for each in self._quarantined)
+        self._events.append(
+            Event(
+                phase=self._phase,
+                read=dict(self._read),
+                counts=counts,
+                requests=spent,
+                said=said,
+                waits_for=f"{doubtful} {waits.what} in doubt" if waits is not None else None,
+                until=waits.until if waits is not None else None,
+            )
+        )
         self._news.set()
 
     def _wake(self) -> None:
@@ -383,7 +416,7 @@ class Migration:
             asked = any(self.ledger.mapped(f"making {how}", what) is not None for how, what in lacking)
             if asked and not waited:
                 # It may have been asked for before we died, and may still land.
-                await self._pause(self.plan.quarantine)
+                await self._quarantine(len(lacking), "custom fields", self.plan.quarantine)
                 waited = True
                 self.target.forget()
                 continue
@@ -484,9 +517,11 @@ class Migration:
             await self._guarded(work)
             self._busy -= 1
             self._wake()
+            await self.clock.sleep(0)
 
     async def _next(self) -> Callable[[], Awaitable[None]] | None:
         while not self._halted:
+            await self._prepare()
             self._changed.clear()
             work = self._choose()
             self._look_ahead()
@@ -546,7 +581,14 @@ class Migration:
         walk = self._walk(unreadable, patient=patient)
         async with aclosing(walk.pages(START if text is None else cursor_from_tree(json.loads(text)))) as pages:
             async for page in pages:
-                fresh = [each for row in page for each in self._fresh(row)]
+                fresh: list[Fresh] = []
+                for number, row in enumerate(page, 1):
+                    fresh += self._fresh(row)
+                    if number % _PORTION == 0 and number < len(page.items):
+                        # A page is noted in portions, so that what is paced has its turns; where it ends is noted last.
+                        self._note(fresh, cursor=json.dumps(cursor_to_tree(page.cursor)))
+                        fresh = []
+                        await self.clock.sleep(0)
                 following = None if page.next is None else json.dumps(cursor_to_tree(page.next))
                 self._note([*fresh, *unreadable], cursor=following, ended=page.next is None)
                 unreadable.clear()
@@ -598,6 +640,24 @@ class Migration:
 
     # ------------------------------------------------------------------------------------------------------- choosing
 
+    async def _prepare(self) -> None:
+        """Make ready what goes next, a few rows at a time: a request's rows at once would keep from its turn what is due."""
+        for kind in self._fronts:
+            waiting = self._fill(kind).rows
+            number = sum(each.ready is not None for each in waiting.values())
+            for source, each in [*waiting.items()]:
+                if number >= self._size(kind):
+                    return
+                if each.ready is None:
+                    ready = self._ready(kind, source, each.row)
+                    if ready is None:
+                        break  # what it hangs on is not there, and those after it came later
+                    if isinstance(ready, _Ready):
+                        each.ready = ready
+                        number += 1
+                    if number % _TURN == 0:
+                        await self.clock.sleep(0)
+
     def _choose(self) -> Callable[[], Awaitable[None]] | None:
         """What to do next: whatever is due of earlier kinds first, as many rows at once as a request takes."""
         for kind, rows in self._found.items():
@@ -635,7 +695,7 @@ class Migration:
         return self.plan.target_cost.batches.get(kind) or flows.batch_of(self.target.dialect, MOVED[kind])
 
     def _fill(self, kind: str) -> _Front:
-        front, wanted = self._fronts[kind], max(4 * self._size(kind), 100)
+        front, wanted = self._fronts[kind], max(2 * self._size(kind), 100)
         while len(front.rows) < wanted and not front.whole:
             found = self.ledger.waiting(kind, front.after, wanted)
             front.whole = not found
@@ -704,7 +764,7 @@ class Migration:
 
     def _ready(self, kind: str, source: Id, row: Any) -> _Ready | Settled | None:
         """A row as it is sent; why it never will be; or None while it has to wait."""
-        without: list[str] = []
+        lacks = False
         for at, id, hard in _hangs_on(row):
             item = self.ledger.item(at, id)
             if item is None:
@@ -714,11 +774,10 @@ class Migration:
             if item.state is State.DOUBT and item.target is None and hard:
                 return Settled(state=State.REJECTED, error=f"its {MOVED[at].KIND} {id} is in doubt")
             if item.state is State.REJECTED and hard:
-                return Settled(state=State.REJECTED, error=f"its {MOVED[at].KIND} {id} was rejected")
+                return Settled(state=State.REJECTED, error=_hung_on(at, id))
             if item.state in (State.PENDING, State.INTENT):
                 return None
-            if item.state in (State.REJECTED, State.DOUBT) and item.target is None:
-                without.append(f"{MOVED[at].KIND} {id}")
+            lacks = lacks or _did_not_arrive(item)
         there = self._translate(row)
         if there.left_out is not None:
             return Settled(state=State.SKIPPED, error=there.left_out, kept=there.archived)
@@ -726,8 +785,13 @@ class Migration:
             self._ask_me()
             return None
         sent = self._as_sent(kind, source, row, there)
-        told = f"it goes without {', '.join(without)}, which did not arrive" if without else None
-        return _Ready(source, row, there, sent, self._prints[kind].of(sent), told)
+        return _Ready(source, row, there, sent, self._prints[kind].of(sent), self._without(row) if lacks else None)
+
+    def _without(self, row: Any) -> str | None:
+        """What a row is tied to and goes without, in words."""
+        above = ((at, id, self.ledger.item(at, id)) for at, id, hard in _hangs_on(row) if not hard)
+        lost = [f"{MOVED[at].KIND} {id}" for at, id, item in above if item is not None and _did_not_arrive(item)]
+        return f"{_WITHOUT}{', '.join(lost)}, which did not arrive" if lost else None
 
     def _ask_me(self) -> None:
         """Whoever needs an owner waits until we know who we are, or that nobody tells."""
@@ -890,9 +954,13 @@ class Migration:
     async def _finish(self, kind: str, rows: Sequence[tuple[Id, Id]]) -> None:
         """What follows rows that were made: ties, and that a task is done. All of it may be said again."""
         begun = self.clock.monotonic()
-        held = {source: self.ledger.row(kind, source) for source, _ in rows}
-        there = {source: self._translate(row) for source, row in held.items()}
-        sent = {source: self._as_sent(kind, source, held[source], there[source]) for source in held}
+        there, sent = dict[Id, Translated](), dict[Id, Any]()
+        for number, (source, _) in enumerate(rows, 1):
+            row = self.ledger.row(kind, source)
+            there[source] = self._translate(row)
+            sent[source] = self._as_sent(kind, source, row, there[source])
+            if number % _TURN == 0:
+                await self.clock.sleep(0)
         failed = await self._follow(kind, rows, sent)
         later = [(source, target) for source, target in rows if there[source].later and source not in failed]
         failed |= await self._complete(kind, later, there)
@@ -911,7 +979,10 @@ class Migration:
         if not flows.finishes(self.target.dialect, MOVED[kind]):
             return {}
         given = [(target, sent[source]) for source, target in rows]
-        wrong = await self.target.run(flows.finish_many(self.target.dialect, MOVED[kind], given))
+        try:
+            wrong = await self.target.run(flows.finish_many(self.target.dialect, MOVED[kind], given))
+        except _PASSING as error:  # the settings that are read for it
+            wrong = [error] * len(given)
         failed = {source: error for (source, _), error in zip(rows, wrong, strict=True) if error is not None}
         refused = [pair for pair in rows if isinstance(failed.get(pair[0]), Rejected | NotFound)]
         if len(rows) > 1 and refused:
@@ -973,7 +1044,10 @@ class Migration:
         self._group.create_task(self._guarded(waiting))
 
     async def _look_after_a_while(self, kind: str, rows: Sequence[tuple[Id, Id]], *, unsure: bool) -> None:
-        await self._pause(self.plan.quarantine if unsure else float(2 ** self._failures[f"finish {kind}"] - 1))
+        if unsure:
+            await self._quarantine(len(rows), "rows", self.plan.quarantine)
+        else:
+            await self._pause(float(2 ** self._failures[f"finish {kind}"] - 1))
         if self._halted:
             self._unsure = self._unsure or unsure
         else:
@@ -1065,7 +1139,7 @@ class Migration:
             self._wake()
             if self._halted or not rows:
                 return
-            await self._pause(until - self.clock.monotonic())
+            await self._quarantine(len(rows), "rows", until - self.clock.monotonic())
             if self._halted:
                 return
 
@@ -1096,6 +1170,19 @@ class Migration:
         until = self.clock.monotonic() + seconds
         while not self._halted and (left := until - self.clock.monotonic()) > 0:
             await self.clock.sleep(min(left, 1.0))
+
+    async def _quarantine(self, number: int, what: str, seconds: float) -> None:
+        """Wait until nobody can be working on something any longer, and let it be seen how long that is."""
+        if seconds <= 0:
+            return
+        waiting = _Quarantine(number, what, self.clock.now() + timedelta(seconds=seconds))
+        self._quarantined.append(waiting)
+        self._tell()
+        try:
+            await self._pause(seconds)
+        finally:
+            self._quarantined.remove(waiting)
+            self._tell()
 
     async def _seen(
         self, batch: Batch, rows: Mapping[Id, _Ready], *, last: bool
@@ -1187,7 +1274,8 @@ class Migration:
             requests * max(rate.seconds / rate.limit for rate in crm.dialect.rate)
             for requests, crm in zip(spent, (self.source, self.target), strict=True)
         )
-        if left * writing > (reading + 1.0) * max(1, self._sent):
+        # Beside the writing it takes about twice as long as it took alone.
+        if left * writing > (2.0 * reading + 2.0) * max(1, self._sent):
             return
         self._early = self._compare()
         self._group.create_task(self._guarded(self._read_again))
@@ -1264,7 +1352,7 @@ class Migration:
             self._new += fresh
             self._coming_late.update((each.kind, each.source) for each in fresh)
         else:
-            late = any((at, id) in self._coming_late for at, id, _ in _hangs_on(row))
+            late = any((at, id) in self._coming_late for at, id, _ in _hangs_on(row)) or self._has_come(item, row)
             if item.state in (State.SKIPPED, State.REJECTED) and (late or item.digest != digest(row)):
                 if item.kind in self._prints and not self._last_look:
                     self.ledger.reopen(
@@ -1277,40 +1365,82 @@ class Migration:
                     self.ledger.outdate(item.kind, item.source)
                 self._altered[item.kind, item.source] = row
 
+    def _has_come(self, item: Item, row: Any) -> bool:
+        """Whether something that a row was refused for, or goes without, was refused and is not any more."""
+        if item.error is None or not (item.state is State.REJECTED or _WITHOUT in item.error):
+            return False
+        for at, id, hard in _hangs_on(row):
+            above = self.ledger.item(at, id)
+            if above is None:
+                continue
+            if hard and item.error == _hung_on(at, id) and above.state is not State.REJECTED:
+                return True
+            if not hard and f" {MOVED[at].KIND} {id}, " in item.error and above.target is not None:
+                return True
+        return False
+
     async def _update(self, differing: Sequence[Finding]) -> None:
         """What was changed in the source since it was moved is changed in the target, unless somebody changed it there."""
+        unread: dict[str, dict[Id | None, Finding]] = {}
         for finding in differing:
-            if self._stopping or finding.source is None or finding.target is None:
+            if self._stopping:
                 return
-            row, item = self._altered[finding.kind, finding.source], self.ledger.item(finding.kind, finding.source)
-            there = self._translate(row)
-            adopted = item is None or item.error == ADOPTED
-            if not adopted and item is not None and item.wrote != finding.there:
-                error, wrote = "it was changed on both sides since: the target keeps its own", None
-            else:
-                # Of what was adopted nobody knows who changed it; what a move was killed before, it may still do.
-                names = [name for name in finding.fields if not adopted or name in _FOLLOWING]
-                whole = evolve(self._as_sent(finding.kind, finding.source, row, there), **there.later)
-                error = await self._change(finding.kind, finding.target, whole, names)
-                wrote = self._says(finding.kind, there) if error is None else None
-            self.ledger.changed(finding.kind, finding.source, digest(row), wrote=wrote, error=error)
-            if error is not None:
-                self._tell(said=f"{finding.kind} {finding.source} was changed in the source: {error}")
+            try:
+                await self._follow_change(finding)
+            except IncompleteRead:
+                unread.setdefault(finding.kind, {})[finding.target] = finding
+        # Where an edit replaces the whole row and no row can be read alone, one reading is for all of its kind.
+        for kind, findings in unread.items():
+            of: Any = self.target.of(MOVED[kind])
+            unreadable: list[Unreadable] = []
+            async with aclosing(of.list(on_bad=unreadable.append)) as rows:
+                async for row in rows:
+                    if self._stopping:
+                        return
+                    if row.id in findings:
+                        await self._follow_change(findings.pop(row.id), row)
+                    if not findings:
+                        break
 
-    async def _change(self, kind: str, target: Id, whole: Any, names: Sequence[str]) -> str | None:
+    async def _follow_change(self, finding: Finding, found: Any = None) -> None:
+        """Raises IncompleteRead where the row as it is ``found`` in the target has to be said again beside the change."""
+        if finding.source is None or finding.target is None:
+            return
+        row, item = self._altered[finding.kind, finding.source], self.ledger.item(finding.kind, finding.source)
+        there = self._translate(row)
+        adopted = item is None or item.error == ADOPTED
+        if not adopted and item is not None and item.wrote != finding.there:
+            error, wrote = "it was changed on both sides since: the target keeps its own", None
+        else:
+            # Of what was adopted nobody knows who changed it; what a move was killed before, it may still do.
+            names = [name for name in finding.fields if not adopted or name in _FOLLOWING]
+            whole = evolve(self._as_sent(finding.kind, finding.source, row, there), **there.later)
+            error = await self._change(finding.kind, finding.target, whole, names, found)
+            wrote = self._says(finding.kind, there) if error is None else None
+        said = error or self._without(row)
+        self.ledger.changed(finding.kind, finding.source, digest(row), wrote=wrote, error=said)
+        if error is not None:
+            self._tell(said=f"{finding.kind} {finding.source} was changed in the source: {error}")
+
+    async def _change(self, kind: str, target: Id, whole: Any, names: Sequence[str], found: Any) -> str | None:
         """Tell the target what these fields say by now; why it cannot be, if it cannot."""
         entity: Any = MOVED[kind]
         survivors = self.target.dialect.resource(entity).survivors(Verb.UPDATE)
         stuck = [name for name in names if name not in survivors]
         sent = [name for name in names if name in survivors]
+        if _NAMES & {*sent}:
+            sent += [name for name in sorted(_NAMES & survivors - {*sent}) if getattr(whole, name, None)]
         if sent and self.target.can(entity, Verb.UPDATE):
             home = {"target": whole.target} if getattr(whole, "target", None) is not None else {}
-            change = entity(id=target, **home | {name: getattr(whole, name) for name in sent})
+            told = {name: getattr(whole, name) for name in sent}
+            change = entity(id=target, **home | told) if found is None else evolve(found, **told)
             try:
                 await self.target.of(entity).update(
                     change, clear=[name for name in sent if is_empty(getattr(whole, name))]
                 )
             except _OF_THE_ROW as wrong:
+                if isinstance(wrong, IncompleteRead) and found is None:
+                    raise
                 return f"its change cannot be moved: {wrong}"
         return f"{self.target.dialect.title} cannot change its {', '.join(stuck)}" if stuck else None
 
@@ -1403,6 +1533,14 @@ def _hangs_on(row: Any) -> Iterable[tuple[str, Id, bool]]:
     for link in getattr(row, "contacts", ()) if row.KIND is Kind.DEAL else ():
         if link.ref.id is not None:
             yield "contacts", link.ref.id, False
+
+
+def _hung_on(at: str, id: Id) -> str:
+    return f"its {MOVED[at].KIND} {id} was rejected"
+
+
+def _did_not_arrive(item: Item) -> bool:
+    return item.state in (State.REJECTED, State.DOUBT) and item.target is None
 
 
 def _outcome(became: Mapping[Id, Settled]) -> str:

@@ -426,6 +426,17 @@ class Ledger:
             row = (fresh.kind, fresh.source, as_text(fresh.row))
             self.db.execute("INSERT OR REPLACE INTO row (kind, src, tree) VALUES (?, ?, ?)", row)
 
+    def retry(self) -> int:
+        """Have the rows that were refused tried once more, and those that hung on them: how many they are.
+
+        Whoever goes on does it as he reads the source again to verify, also where another run was killed before that.
+        What could not be read, or had no place, stays as it is.
+        """
+        with self.commit("retry"):
+            # What a row said that cannot be read was never known.
+            sql = "UPDATE item SET digest = x'' WHERE state = 'rejected' AND digest IS NOT NULL"
+            return self.db.execute(sql).rowcount
+
     def adopt(self, pairs: Iterable[tuple[str, Id, Id]]) -> int:
         """Rows that are in the target already, as their marks or what they say has told: kind and both ids. How many."""
         sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, error) VALUES (?, ?, 'done', ?, 'adopted')"
@@ -672,7 +683,9 @@ def _tree(part: Any) -> Any:
         tree: dict[str, Any] = {"$": kind.__name__}
         for name, default in kept:
             held = getattr(part, name)
-            if held is not default and held != default and held != {}:
+            if held is default or (not held and held == {}):
+                continue
+            if default is None or held != default:
                 tree[name] = _tree(held)
         return tree
     if isinstance(part, bool | int | float):
