@@ -522,6 +522,8 @@ class Migration:
     async def _next(self) -> Callable[[], Awaitable[None]] | None:
         while not self._halted:
             await self._prepare()
+            if self._halted:
+                return None
             self._changed.clear()
             work = self._choose()
             self._look_ahead()
