@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 from attrs import evolve, frozen
 from click.testing import CliRunner, Result
+from rich.console import Console
 from test_plan import environment
 
 from crmclient import (
@@ -41,7 +42,7 @@ from crmclient import (
 from crmclient.cli import commands
 from crmclient.cli import migrate as module
 from crmclient.cli.demo import client_of
-from crmclient.clock import SystemClock
+from crmclient.clock import SYSTEM_CLOCK, Clock, FakeClock, SystemClock
 from crmclient.migration.engine import Event
 from crmclient.migration.ledger import Ledger, LedgerFailed, Settled, State
 from crmclient.migration.plan import Plan, Side, capabilities, plan, to_toml
@@ -50,6 +51,7 @@ from crmclient.migration.verify import Sign, Verdict
 from crmclient.registry import dialect
 from crmclient.sandbox.server import Running, face, served
 from crmclient.sandbox.world import World, populate
+from crmclient_kommo.sandbox import grants
 
 KINDS = ("company", "contact", "deal", "task", "note")
 ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="signals are sent another way there")
@@ -86,7 +88,7 @@ def with_words(*more: str) -> list[str]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unpaced: None) -> Iterator[Pair]:
     with World(clock=SystemClock()) as full, World(clock=SystemClock()) as empty:
         populate(full, contacts=9, companies=2, deals=4, tasks=3, notes=4, seed=4)
         with served(face("kommo"), full, limits=False) as old, served(face("kommo"), empty, limits=False) as new:
@@ -116,7 +118,8 @@ def _between(made: Plan, *running: Running) -> Plan:
 
 
 async def _looked_at(old: Running, new: Running) -> Plan:
-    async with client_of(dialect("kommo"), old) as source, client_of(dialect("kommo"), new) as target:
+    kommo = dialect("kommo")
+    async with client_of(kommo, old, rate=()) as source, client_of(kommo, new, rate=()) as target:
         return await plan(source, target)
 
 
@@ -457,8 +460,86 @@ def test_a_token_that_dies_midway_is_said_and_the_move_goes_on_after_it(pair: Pa
     pair.complete()
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("side", ["old", "new"])
+def test_an_integration_that_is_switched_off_midway_names_the_login_that_brings_it_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    running: Running = getattr(pair, side)
+    given = grants(running.account)
+    card = given.integration
+    config = Path("crmclient.toml")
+    whose = f'[profiles.{side}]\nclient_id = "{card.client_id}"\nredirect_uri = "{card.redirect_uri}"\n'
+    config.write_text(config.read_text(encoding="utf-8").replace(f"[profiles.{side}]\n", whose), encoding="utf-8")
+    monkeypatch.delenv(f"CRMCLIENT_{side.upper()}_TOKEN")
+    monkeypatch.setenv(f"CRMCLIENT_{side.upper()}_CLIENT_SECRET", card.client_secret)
+    assert invoke("login", side, "--code-stdin", stdin=given.mint_code()).exit_code == 0
+    begun, off = running.stats.requests, list[None]()
+
+    def switch_off(world: World) -> None:
+        if running.stats.requests > begun + 6 and not off:
+            off.append(given.disable())
+
+    running.meanwhile(switch_off)
+    done = invoke(*pair.words("--yes"))
+    assert (done.exit_code, off) == (3, [None]), done.output
+    assert f"log in again: `crmclient login {side}`\n" in done.stderr
+    words = command_to_go_on(done.stderr)
+    # Before that it gets no further.
+    again = invoke(*words)
+    assert (again.exit_code, f"log in again: `crmclient login {side}`\n" in again.stderr) == (3, True), again.output
+    assert invoke("login", side, "--code-stdin", stdin=given.mint_code()).exit_code == 0
+    on = invoke(*words)
+    assert on.exit_code == 0, on.output
+    assert "0 differ, 0 missing, 0 extra" in on.stdout
+    pair.complete()
+
+
+@pytest.mark.e2e
+def test_what_was_refused_is_tried_once_more_where_that_is_asked_for(pair: Pair) -> None:
+    deal = pair.old.world.select("deal")[0]
+    where: Any = next(each for each in pair.plan.stages if each.stage == deal["stage_id"])
+    stage = (where.target_pipeline, where.target_stage)
+    row = pair.new.world.row("stage", stage)
+    pair.new.world.delete("stage", stage)
+    done = invoke(*pair.words("--yes"))
+    assert done.exit_code == 1, done.output
+    told = "once that is put right, `crmclient migrate … --retry` tries them once more\n"
+    assert re.search(rf"\d+ rows were refused: crmclient report 'my plan.ledger'; {told}", done.stderr)
+    status, report = (invoke(name, pair.ledger.name).stdout for name in ("status", "report"))
+    number = json.loads(invoke("status", pair.ledger.name, "--json").stdout)["kinds"]
+    refused = sum(each["rejected"] for each in number.values())
+    assert f"{refused} refused: {told}" in status
+    assert f"  {told}" in report
+    pair.new.world.add("stage", row)
+    assert invoke(*pair.words("--yes")).exit_code == 1
+    mended = invoke(*pair.words("--yes", "--retry"))
+    assert f"{refused} rows were refused, or hung on such: they are tried once more\n" in mended.stderr
+    assert (mended.exit_code, "refused:" in mended.stderr) == (0, False), mended.output
+    pair.complete()
+    with Report(pair.ledger) as told_of:
+        assert told_of.number(State.REJECTED) == 0
+        assert told_of.violations() == []
+    assert "--retry" not in invoke("report", pair.ledger.name).stdout
+
+
+@pytest.mark.e2e
+def test_to_try_once_more_by_a_plan_of_another_move_asks_for_nothing(pair: Pair) -> None:
+    assert invoke(*pair.words("--yes")).exit_code == 0
+    with Ledger(pair.ledger) as ledger:
+        source = next(iter(ledger.items(State.DONE, kind="notes"))).source
+        ledger.db.execute("UPDATE item SET state = 'rejected', tgt = NULL WHERE kind = 'notes' AND src = ?", (source,))
+        before = ledger.item("notes", source)
+    pair.file.write_text(to_toml(evolve(pair.plan, quarantine=7)), encoding="utf-8")
+    edited = invoke(*pair.words("--yes", "--retry"))
+    assert (edited.exit_code, "the plan was edited since" in edited.stderr) == (7, True), edited.output
+    with Ledger(pair.ledger) as ledger:
+        assert ledger.item("notes", source) == before
+
+
 # ------------------------------------------------------------------------------------- whatever the engine comes to
 
+SIDES = ("old", "new")
 VERDICT = Verdict(
     source="old",
     target="new",
@@ -544,6 +625,11 @@ def test_every_way_to_stop_has_its_code_and_its_command_to_go_on(
     assert "nothing that was done is lost" in done.stderr
     assert command_to_go_on(done.stderr) == with_words("--ledger", "a b.ledger", "--yes", "--lanes", "2")
     assert ("crmclient login" in done.stderr) == (code == 3)
+    # Nobody was asked yet whose they are.
+    both = [
+        f"`crmclient login {name}`, once CRMCLIENT_{name.upper()}_TOKEN holds a new token or none" for name in SIDES
+    ]
+    assert (f"log in again: {' or '.join(both)}" in done.stderr) == (code == 3)
     assert "looking for ␛[31m them" in done.stderr
     told = invoke(*with_words("--yes", "--json"))
     tree = json.loads(told.stdout)
@@ -602,8 +688,9 @@ def test_what_there_is_to_say_of_rows_that_moved_is_pointed_to(planned: Plan, mo
 # ---------------------------------------------------------------------------------------- how far it is, in numbers
 
 
-def bars(plan: Plan) -> Any:
-    return module._Bars(plan, dialect("amocrm"), dialect("kommo"), silent=True)  # pyright: ignore[reportPrivateUsage]
+def bars(plan: Plan, clock: Clock = SYSTEM_CLOCK) -> Any:
+    sides = dialect("amocrm"), dialect("kommo")
+    return module._Bars(plan, *sides, silent=True, clock=clock)  # pyright: ignore[reportPrivateUsage]
 
 
 def event(requests: tuple[int, int], **counts: dict[State, int]) -> Event:
@@ -627,6 +714,40 @@ def test_what_is_left_is_what_the_plan_counts_at_the_pace_so_far(planned: Plan) 
     )
     assert shown.line(evolve(half, phase="verifying"), 20).startswith("reading both sides to compare · ")
     assert "left" not in shown.line(evolve(half, phase="verifying"), 20)
+
+
+def test_what_stands_still_says_until_when_and_how_long_that_still_is(
+    planned: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = FakeClock()
+    shown = bars(planned, clock)
+    until = clock.now() + timedelta(seconds=85)
+    at = f"{until.astimezone():%H:%M:%S}"
+    waiting = evolve(event((9, 70)), waits_for="40 rows in doubt", until=until)
+    assert shown.waiting(waiting) == f"40 rows in doubt: looking at {at}, 85 s"
+    assert shown.waiting(event((9, 70))) == ""
+    # Where no terminal shows it: a line as it begins, whatever else happens meanwhile.
+    for each in (event((9, 70)), waiting, waiting, evolve(waiting, requests=(9, 71))):
+        shown(each)
+    assert capsys.readouterr().err == f"40 rows in doubt: looking at {at}, 85 s\n"
+    # On a terminal the seconds go by, with no event in between.
+    console = Console(width=100)
+
+    def displayed() -> str:
+        with console.capture() as caught:
+            console.print(shown.display())
+        return caught.get()
+
+    assert f"40 rows in doubt: looking at {at}, 85 s" in displayed()
+    clock.advance(60)
+    assert f"40 rows in doubt: looking at {at}, 25 s" in displayed()
+    clock.advance(60)
+    assert f"{at}, 0 s" in displayed()
+    shown(event((9, 72)))
+    assert "in doubt" not in displayed()
+    # And what is waited for next has a line of its own.
+    shown(evolve(waiting, until=until + timedelta(seconds=300), waits_for="1 rows in doubt"))
+    assert capsys.readouterr().err.startswith("1 rows in doubt: looking at ")
 
 
 # ------------------------------------------------------------------------------------------------ status and report

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import aclosing, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -27,6 +27,7 @@ from crmclient.cli.check import AGAIN, DIFFERENT, FATAL, LATER, read_plan
 from crmclient.cli.plan import both, counting, lasting
 from crmclient.cli.terminal import fail, harmless, json_line, nowhere_to_write, say
 from crmclient.client import Client
+from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Dialect
 from crmclient.errors import AmbiguousWrite, AuthFailed, CRMError, Misconfigured, Unreadable, UsageError
 from crmclient.migration.costs import minutes
@@ -35,9 +36,12 @@ from crmclient.migration.ledger import Item, Ledger, LedgerFailed, Run, State
 from crmclient.migration.plan import Plan, Told
 from crmclient.migration.report import Report, counts_tree
 from crmclient.migration.verify import Verdict
+from crmclient.profiles import find, variable
 
 # Beside those of `check`.
 LOG_IN, INTERRUPTED = 3, 130
+# What is said of refused rows.
+_RETRY: Final = "once that is put right, `crmclient migrate … --retry` tries them once more"
 # More of one kind of lines than this is for --json or the page.
 _SHOWN: Final = 12
 # Shows the cursor again that a live display had hidden.
@@ -72,12 +76,16 @@ _plan = click.option(
     show_default=True,
     help="How many requests to TARGET may be under way at once, within its limits.",
 )
+@click.option("--retry", is_flag=True, help="Try once more what TARGET has refused, with the rows that hang on it.")
 @click.option("--json", "as_json", is_flag=True, help="What came of it as one JSON object on stdout, and nothing else.")
-def run_migrate(source: str, target: str, file: Path, path: Path | None, yes: bool, lanes: int, as_json: bool) -> None:
+def run_migrate(
+    source: str, target: str, file: Path, path: Path | None, yes: bool, lanes: int, retry: bool, as_json: bool
+) -> None:
     """Move SOURCE into TARGET, each row once, by a plan; then read both whole and compare. Both are profiles.
 
     Whatever stops it, the same command goes on where it was. Ctrl-C ends it after what is in flight; a second one at
-    once. Nothing is doubled or lost by either.
+    once. Nothing is doubled or lost by either. What TARGET has refused is left until it is changed in SOURCE, or until
+    --retry. That is said once: whoever goes on after a stop still does it.
 
     Ends with 0 if all that TARGET has a place for is there; with 1 if rows differ, were refused or are in doubt, 3 if
     you have to log in again, 5 if trying again later may help, 7 if it does not, 130 if you have stopped it.
@@ -97,7 +105,7 @@ def run_migrate(source: str, target: str, file: Path, path: Path | None, yes: bo
         if wrong := [*plan.of_others(reading, writing), *plan.outdated(reading, writing)]:
             raise Misconfigured("; ".join(wrong))
         with work.opened(plan, writing, yes) as ledger:
-            asyncio.run(_moved(work, reading, writing, plan, ledger, lanes))
+            asyncio.run(_moved(work, reading, writing, plan, ledger, lanes=lanes, retry=retry))
     except click.Abort:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except CRMError as error:
@@ -107,11 +115,18 @@ def run_migrate(source: str, target: str, file: Path, path: Path | None, yes: bo
     raise click.exceptions.Exit(work.close())
 
 
-async def _moved(work: "_Work", source: Client, target: Client, plan: Plan, ledger: Ledger, lanes: int) -> None:
+async def _moved(
+    work: "_Work", source: Client, target: Client, plan: Plan, ledger: Ledger, *, lanes: int, retry: bool
+) -> None:
     async with source, target:
         migration = Migration(source, target, plan, ledger, lanes=lanes)
         work.migration = migration
         with _Bars(plan, source.dialect, target.dialect, silent=work.as_json) as bars, work.interruptible(bars):
+            if retry:
+                await migration.prepare()  # that this ledger is of this plan
+                number = ledger.retry()
+                tried = f"{number} rows were refused, or hung on such: they are tried once more"
+                bars.print(tried if number else "no row was refused, so that none is tried once more")
             async with aclosing(aiter(migration)) as events:
                 async for event in events:
                     work.last = event
@@ -193,10 +208,15 @@ class _Work:
         self.error = error
         say(f"error: {error}")
         if isinstance(error, AuthFailed):
-            say(f"log in again, `crmclient login {self.source}` or `crmclient login {self.target}`, whichever it is")
+            say(f"log in again: {' or '.join(map(_login, self._locked_out(error)))}")
         # What is wrong with the command itself is put right first; and what has not begun is not gone on with.
         if self.last is not None or not isinstance(error, UsageError):
             say(f"nothing that was done is lost. To go on: {self.again}")
+
+    def _locked_out(self, error: AuthFailed) -> list[str]:
+        """Whose credentials they were: one profile, or both where nobody was asked yet."""
+        both = [self.source, self.target]
+        return [name for name in both if error.account is not None and find(name).stored_as == error.account] or both
 
     def close(self) -> int:
         """Say what came of it; the exit code."""
@@ -227,13 +247,13 @@ class _Work:
             with Report(self.ledger) as report:
                 remarks = report.remarks
         troubles = (
-            (refused, "were refused"),
-            (doubt, "are in doubt"),
-            (remarks, "moved, and there is something to say of them"),
+            (refused, "were refused", f"; {_RETRY}"),
+            (doubt, "are in doubt", ""),
+            (remarks, "moved, and there is something to say of them", ""),
         )
-        for number, what in troubles:
+        for number, what, then in troubles:
             if number:
-                say(f"{number} rows {what}: crmclient report {shlex.quote(str(self.ledger))}")
+                say(f"{number} rows {what}: crmclient report {shlex.quote(str(self.ledger))}{then}")
         return code
 
     def _tree(self, counts: Mapping[str, Mapping[State, int]], verdict: Verdict | None, code: int) -> dict[str, Any]:
@@ -251,6 +271,12 @@ class _Work:
         }
 
 
+def _login(name: str) -> str:
+    """The command; a token of the environment is taken before what it keeps."""
+    given = [each for each in (variable(name, "TOKEN"), "CRMCLIENT_TOKEN") if os.environ.get(each)]
+    return f"`crmclient login {name}`" + (f", once {given[0]} holds a new token or none" if given else "")
+
+
 def _code(error: CRMError) -> int:
     if isinstance(error, AuthFailed):
         return LOG_IN
@@ -262,18 +288,24 @@ def _code(error: CRMError) -> int:
 
 
 class _Bars:
-    """How far it is, where there is a terminal to show it on: a bar for each kind, both limits, and when it may end."""
+    """How far it is, where there is a terminal to show it on: a bar for each kind, both limits, when it may end, and what
+    it waits for; elsewhere what it waits for is said once.
+    """
 
-    def __init__(self, plan: Plan, source: Dialect, target: Dialect, *, silent: bool) -> None:
+    def __init__(
+        self, plan: Plan, source: Dialect, target: Dialect, *, silent: bool, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         console = Console(stderr=True, highlight=False)
         self.shown = console.is_terminal and not silent
         self._plan, self._limits = plan, [_limit(each) for each in (source, target)]
         self._progress = Progress(
             TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), console=console
         )
-        self._line = Text()
-        # Live asks for its renderable again each time, so the line may change under it.
-        self._live = Live(Group(self._progress, self._line), console=console, transient=True, auto_refresh=self.shown)
+        self._line, self._clock = Text(), clock
+        self._last: Event | None = None
+        self._told_until: datetime | None = None
+        # Asked for again each time: the seconds go by while nothing else happens.
+        self._live = Live(get_renderable=self.display, console=console, transient=True, auto_refresh=self.shown)
         self._tasks: dict[str, TaskID] = {}
         self._began = time.monotonic()
         self._phase = ""
@@ -297,7 +329,11 @@ class _Bars:
     def __call__(self, event: Event) -> None:
         if event.said is not None and event.phase != "ended":  # the sentence at the end has a place of its own
             self.print(event.said)
+        self._last = event
         if not self.shown:
+            if event.until is not None and event.until != self._told_until:
+                say(self.waiting(event))
+            self._told_until = event.until
             return
         for kind, number in self._totals(event).items():
             if kind not in self._tasks:
@@ -305,6 +341,18 @@ class _Bars:
             done = sum(event.counts.get(kind, {}).get(state, 0) for state in _OVER)
             self._progress.update(self._tasks[kind], completed=done, total=max(number, done))
         self._line.plain = harmless(self.line(event, time.monotonic() - self._began))
+
+    def display(self) -> Group:
+        """What a terminal shows at this moment."""
+        waits = [Text(harmless(said))] if self._last is not None and (said := self.waiting(self._last)) else []
+        return Group(self._progress, self._line, *waits)
+
+    def waiting(self, event: Event) -> str:
+        """What stands still, until when, and how long that still is."""
+        if event.until is None:
+            return ""
+        left = max(0.0, (event.until - self._clock.now()).total_seconds())
+        return f"{event.waits_for}: {_looking(event.until, left)}"
 
     def _totals(self, event: Event) -> dict[str, int]:
         """The plan's numbers; more, where the source has grown since."""
@@ -334,6 +382,10 @@ class _Bars:
         spent = event.requests[1]
         pace = spent / elapsed if spent >= 10 and elapsed > 1 else self._limits[1]
         return left / pace / 60 if pace else None
+
+
+def _looking(at: datetime, seconds: float) -> str:
+    return f"looking at {at.astimezone():%H:%M:%S}, {seconds:.0f} s"
 
 
 _PHASES: Final = {"words": "words and fields", "moving": "moving", "verifying": "reading both sides to compare"}
@@ -377,6 +429,8 @@ def show_status(path: Path, as_json: bool) -> None:
             for line in _status(report.run, holder):
                 click.echo(harmless(line))
             _show_counts(report)
+            if number := report.number(State.REJECTED):
+                click.echo(f"{number} refused: {_RETRY}")
             for batch in lost:
                 click.echo(
                     f"? {len(batch.sources)} {batch.kind} sent {_at(batch.sent_at)}: not known yet what came of them"
@@ -477,6 +531,8 @@ def _show(report: Report) -> None:
     click.echo(harmless(f"{run.source} → {run.target}"))
     _show_counts(report)
     _few("refused", report.number(State.REJECTED), (f"{'  ' * depth}{_row(each)}" for depth, each in report.refused()))
+    if report.number(State.REJECTED):
+        click.echo(f"  {_RETRY}")
     for title, state in (("in doubt", State.DOUBT), ("left out", State.SKIPPED), ("folded", State.FOLDED)):
         _few(title, report.number(state), map(_row, report.items(state)))
     click.echo(harmless(report.sentences))
@@ -558,5 +614,8 @@ def _new_ledger(path: Path) -> Generator[Ledger]:
 
 
 async def _adopted(source: Client, target: Client, plan: Plan, ledger: Ledger, told: Told) -> dict[str, int]:
+    if plan.quarantine:
+        until = SYSTEM_CLOCK.now() + timedelta(seconds=plan.quarantine)
+        say(f"what the lost move has sent may still land: {_looking(until, plan.quarantine)}")
     async with source, target:
         return await adopt(source, target, plan, ledger, told=told)
