@@ -1,6 +1,7 @@
 """The session sends what is due, once where twice would do harm, and tells what became of it; the vendor here is a toy."""
 
 import asyncio
+import gc
 import gzip
 import json
 import zlib
@@ -60,6 +61,7 @@ from crmclient.dialect import (
     read,
 )
 from crmclient.errors import ConnectionLost, Unreachable
+from crmclient.pacing import SharedPacers
 from crmclient.session import Limits
 
 pytestmark = pytest.mark.asyncio
@@ -751,6 +753,30 @@ async def test_an_iterating_task_that_is_cancelled_leaves_no_task(server, clock)
         await clock.sleep(5)
         await settle()
         assert others() == set()
+
+
+async def test_a_reader_cancelled_at_any_moment_leaves_no_page_half_read(server):
+    """Not even one whose answer has come and that nobody has taken yet."""
+
+    def needs_the_account(row: Any, context: Context) -> Contact:
+        return evolve(decode(row, context), name=str(context.part("account")))
+
+    server.listing(2)
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    dialect = evolve(TOY, resources={Contact: evolve(CONTACTS, decode=needs_the_account)})
+    for moment in range(60):
+        async with client(server, dialect, rate=Rate(1, 1), pacer=SharedPacers()) as crm:
+            reader = asyncio.create_task(numbers(crm.contacts.pages()))
+            for _ in range(moment):
+                await asyncio.sleep(0)
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+        await settle()
+    del reader
+    gc.collect()
+    assert len(server.requests) > 20
+    assert complaints == []
 
 
 async def test_an_error_inside_a_page_read_ahead_surfaces_in_its_place(server, clock):

@@ -34,7 +34,7 @@ from crmclient.dialect import (
     Writing,
     mapping,
 )
-from crmclient.entities import Company, Contact, FieldType, Id, Kind, Ref, is_empty
+from crmclient.entities import Company, Contact, FieldType, Id, Kind, Ref, Task, is_empty
 from crmclient.errors import (
     AmbiguousWrite,
     Banned,
@@ -263,8 +263,12 @@ class Migration:
         try:
             await self.prepare()
             await self._know_the_words()
-            self._tell("moving")
-            await self._move()
+            if self._stopping:
+                # Which fields hold what is not known, so that nothing can be looked for; what the dead sent may still land.
+                self._unsure = self._died
+            else:
+                self._tell("moving")
+                await self._move()
             if not self._stopping:
                 await self._verify()
             if self._stopping:
@@ -384,6 +388,8 @@ class Migration:
                     marker = Field(entity=entity.KIND, name=MARKER, code=MARKER, type=FieldType.TEXT)
                     wanted["marker", str(entity.KIND)] = marker
         there = await self._fields(wanted)
+        if self._stopping:
+            return
         self._marks = {Kind(what): each for (how, what), each in there.items() if how == "marker"}
         words, me = self._translate.words, self.ledger.mapped("me", "me")
         made = {what: each for (how, what), each in there.items() if how == "field"}
@@ -417,6 +423,8 @@ class Migration:
             if asked and not waited:
                 # It may have been asked for before we died, and may still land.
                 await self._quarantine(len(lacking), "custom fields", self.plan.quarantine)
+                if self._stopping:
+                    return {}
                 waited = True
                 self.target.forget()
                 continue
@@ -1417,7 +1425,13 @@ class Migration:
             # Of what was adopted nobody knows who changed it; what a move was killed before, it may still do.
             names = [name for name in finding.fields if not adopted or name in _FOLLOWING]
             whole = evolve(self._as_sent(finding.kind, finding.source, row, there), **there.later)
-            error = await self._change(finding.kind, finding.target, whole, names, found)
+            apart = "result" in names and self._results_apart
+            told = [name for name in names if not (apart and name == "result")]
+            error = await self._change(finding.kind, finding.target, whole, told, found)
+            if apart and error is None:
+                error = await self._say_result(finding.source, finding.target, whole)
+                if self._stopping:
+                    return
             wrote = self._says(finding.kind, there) if error is None else None
         said = error or self._without(row)
         self.ledger.changed(finding.kind, finding.source, digest(row), wrote=wrote, error=said)
@@ -1444,7 +1458,44 @@ class Migration:
                 if isinstance(wrong, IncompleteRead) and found is None:
                     raise
                 return f"its change cannot be moved: {wrong}"
+        if "done" in stuck and whole.done and self.target.can(entity, Verb.COMPLETE):
+            try:
+                await self.target.of(entity).complete(target, result=whole.result or None)
+            except _OF_THE_ROW as wrong:
+                return f"its change cannot be moved: {wrong}"
+            stuck = [name for name in stuck if name not in ("done", "result")]
         return f"{self.target.dialect.title} cannot change its {', '.join(stuck)}" if stuck else None
+
+    @property
+    def _results_apart(self) -> bool:
+        """Whether what came of a task is a request of its own, which no update can take the place of."""
+        tasks = self.target.dialect.resource(Task)
+        told = tasks.survivors(Verb.CREATE) & tasks.survivors(Verb.LIST) - tasks.survivors(Verb.UPDATE)
+        return "result" in told and flows.finishes(self.target.dialect, Task)
+
+    async def _say_result(self, source: Id, target: Id, whole: Task) -> str | None:
+        """Once, where the target has none yet; why not, if it cannot be."""
+        error: CRMError | None = None
+        for _ in range(_TRIES):
+            if self.ledger.mapped("result", source) is not None:
+                # It was said and the answer is lost, or we died: it may still land.
+                await self._quarantine(1, "results", self.plan.quarantine)
+            if self._stopping:
+                break
+            there = (await self._stored("tasks", [target]) or {}).get(target)
+            if there is None or there.result == whole.result:
+                return "the target does not show it any more" if there is None else None
+            if there.result or not whole.result:
+                return f"{self.target.dialect.title} cannot change its result"
+            self.ledger.learn("result", source, 1, "said")
+            error = (await self._follow("tasks", [(source, target)], {source: whole})).get(source)
+            if error is None:
+                return None
+            if isinstance(error, _OF_THE_ROW):
+                break
+            if not isinstance(error, AmbiguousWrite):
+                raise error
+        return f"its result cannot be moved: {error}"
 
 
 def _run_of(plan: Plan, clock: Clock) -> Run:

@@ -222,7 +222,9 @@ class World:
 
     def copy(self, *, clock: Clock | None = None) -> "World":
         """A world in memory with the rows of this one: what is changed in either, the other does not know."""
-        made = World(clock=clock or self.clock, sparse=self.sparse)
+        made = World.__new__(World)
+        made._open(":memory:", clock or self.clock)
+        made.sparse = self.sparse
         made.become(self)
         return made
 

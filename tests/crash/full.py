@@ -19,7 +19,7 @@ from itertools import product
 from typing import Any, Final
 
 from attrs import astuple, field, frozen
-from trials import ACTS, LATE, NAMES, Decide, Point, Score, Stage, Way, just, silenced, stage_of, trial, twins
+from trials import ACTS, LATE, NAMES, STOP, Decide, Point, Score, Stage, Way, just, silenced, stage_of, trial, twins
 
 from crmclient.sandbox.server import face
 
@@ -93,6 +93,24 @@ ROWS: Final = (
     Row(name="storm, all alike", what=storm(), stage={"furnish": twins}),
     Row(name="storm, all alike, tags for markers", what=storm(), stage={"furnish": twins, "marker": "tag"}),
     Row(name="storm, all alike, no marker", what=storm(), stage={"furnish": twins, "marker": "off"}),
+    Row(name="storm, stopped as well", what=storm((*ACTS, STOP, STOP))),
+    Row(name="storm, stopped, everything lands late", what=storm(("kill-late", "late", STOP))),
+    Row(name="storm, answers without ids", what=storm(), stage={"id-in-answer": False}),
+    Row(name="one point, the ledger is lost", what=one_point, way={"forgetful": True}),
+    Row(name="two points, the ledger is lost", what=two_points, way={"forgetful": True}),
+    Row(
+        name="one point, the ledger is lost, all alike",
+        what=one_point,
+        way={"forgetful": True},
+        stage={"furnish": twins},
+    ),
+    Row(
+        name="one point, the ledger is lost, all alike, no marker",
+        what=one_point,
+        way={"forgetful": True},
+        stage={"furnish": twins, "marker": "off"},
+    ),
+    Row(name="storm, the ledger is lost", what=storm(), way={"forgetful": True}),
     Row(
         name="storm, everything at once",
         what=storm(),
@@ -104,9 +122,8 @@ ROWS: Final = (
 
 def fits(row: Row, goal: str) -> bool:
     """A server that has no filters cannot ignore them."""
-    return all(name in face(goal).switches for name in row.stage if name in ("index-lag", "ignore-filters")) or (
-        "furnish" in row.stage
-    )
+    needed = {"index-lag", "ignore-filters", "id-in-answer"} & row.stage.keys()
+    return needed <= face(goal).switches.keys() or "furnish" in row.stage
 
 
 async def case(row: Row, pair: tuple[str, str], seed: int, told: Callable[[str], None] = lambda line: None) -> Score:
@@ -171,14 +188,14 @@ HEAD: Final = ("cases", "duplicates", "lost", "links", "violations", "not equal"
 
 
 def line(name: str, told: Counted) -> str:
-    return f"{name:40}" + "".join(
+    return f"{name:52}" + "".join(
         f"{number:>{len(head) + 2}.0f}" for head, number in zip(HEAD, astuple(told)[:-1], strict=True)
     )
 
 
 def table(rows: list[Row], pairs: list[tuple[str, str]], many: int) -> bool:
     """Whether all of it is right."""
-    print(f"{'what happens':40}" + "".join(f"{head:>{len(head) + 2}}" for head in HEAD), flush=True)
+    print(f"{'what happens':52}" + "".join(f"{head:>{len(head) + 2}}" for head in HEAD), flush=True)
     right, everything = True, Counted()
     with ProcessPoolExecutor() as pool:
         work = {

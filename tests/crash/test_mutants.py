@@ -3,22 +3,26 @@
 ``nox -s mutants`` runs it.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from copy import copy
 from datetime import datetime
+from inspect import getsource
+from sys import modules
+from textwrap import dedent
 from typing import Any
 
 import pytest
-from attrs import evolve, frozen
-from trials import Decide, Point, Score, Stage, Way, just, silenced, stage_of, trial, twins
+from attrs import evolve
+from test_points import ALIKE, HARD, Setting
+from trials import Score, Stage, Way, silenced, trial
 
 from crmclient.dialect import Flow
 from crmclient.entities import Id
 from crmclient.migration import engine, ledger
 from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Batch, Ledger
-from crmclient.migration.reconcile import Found, Prints
+from crmclient.migration.reconcile import Found, Prints, _Looking
 from crmclient.sandbox.world import World
 
 Patch = pytest.MonkeyPatch
@@ -104,9 +108,68 @@ def no_exclusion_and_no_index(patch: Patch, stage: Stage) -> None:
     )
 
 
+def changed(patch: Patch, owner: type[Any], name: str, old: str, new: str) -> None:
+    """A method with a few words of it put otherwise."""
+    text = dedent(getsource(getattr(owner, name)))
+    assert text.count(old) == 1, f"{owner.__name__}.{name} has changed: write its mutant anew"
+    made: dict[str, Any] = {}
+    exec(text.replace(old, new), vars(modules[owner.__module__]), made)
+    patch.setattr(owner, name, made[name])
+
+
+def late_watermark(patch: Patch, stage: Stage) -> None:
+    """The watermark is taken when it is looked, and not before it was sent."""
+    changed(patch, Migration, "_seen", "batch.watermark", "self._watermarks[kind]")
+
+
+def first_look_believed_after_death(patch: Patch, stage: Stage) -> None:
+    """What the dead have sent is not waited for."""
+    changed(patch, Migration, "_move", "self._doubt(batch)", "self._doubt(evolve(batch, certain=None))")
+    changed(
+        patch,
+        Migration,
+        "_resolve",
+        "began + self.plan.quarantine",
+        "began + self.plan.quarantine * (batch.certain is not None)",
+    )
+
+
+def a_look_that_began_too_early_believed(patch: Patch, stage: Stage) -> None:
+    """Whether the time was up is asked when the look has ended."""
+    changed(patch, Migration, "_resolve", "if over:", "if self.clock.monotonic() >= until:")
+
+
+def search_believed(patch: Patch, stage: Stage) -> None:
+    """What a search does not find is not there."""
+    changed(patch, _Looking, "_sought", "self.last and wanted.text is not None", "False")
+
+
+def all_followed_again(patch: Patch, stage: Stage) -> None:
+    """What follows a row is said again, whether it lacks it or not."""
+    patch.setattr(Migration, "_lacks", lambda *_: True)
+
+
+def stopped_in_doubt_forgotten(patch: Patch, stage: Stage) -> None:
+    """Who is stopped while something may still land says that nothing is under way."""
+    changed(patch, Migration, "_look_after_a_while", "self._unsure = self._unsure or unsure", "pass")
+
+
+def doubt_forgotten(patch: Patch, stage: Stage) -> None:
+    """A request has an outcome while nobody knows what became of its rows."""
+    changed(patch, Migration, "_send", "if not unknown else None", "")
+
+
+def twin_sent_in_doubt(patch: Patch, stage: Stage) -> None:
+    """Nobody waits any longer for a row in doubt that is like his own."""
+    text = "self._release(kind, [rows[each].print for each in rows.keys() - became.keys()])"
+    changed(patch, Migration, "_send", "if unknown:\n", f"if unknown:\n        {text}\n")
+
+
 MUTANTS: tuple[Callable[[Patch, Stage], None], ...] = (
     *(no_write_ahead, no_looking, no_quarantine),
     *(no_row_check, no_watermark, no_multiset, no_exclusion, no_exclusion_and_no_index),
+    *(late_watermark, first_look_believed_after_death, a_look_that_began_too_early_believed, search_believed),
+    *(all_followed_again, stopped_in_doubt_forgotten, doubt_forgotten, twin_sent_in_doubt),
 )
 
 
@@ -115,42 +178,27 @@ def a_namesake(world: World) -> None:
     world.add("contact", {"name": "Ann Lee", "first_name": "Ann", "last_name": "Lee"})
 
 
-@frozen(kw_only=True)
-class Setting:
-    """Moves that are tried: by what way, of what accounts, and what happens at which of the requests that make rows."""
-
-    pair: tuple[str, str]
-    stage: dict[str, Any]
-    way: Way = Way()
-    acts: tuple[str, ...] = ("kill-after", "drop-after", "drop-before", "late", "kill-late")
-
-
+ACTS = ("kill-after", "drop-after", "drop-before", "late", "kill-late")
+HAUNTED = {**ALIKE, "already": a_namesake}
 SETTINGS = (
-    Setting(pair=("amoxml", "kommo"), stage={}),
-    Setting(pair=("amoxml", "kommo"), stage={"furnish": twins, "marker": "off"}),
-    Setting(pair=("kommo", "amoxml"), stage={"furnish": twins, "marker": "off"}),
-    Setting(pair=("kommo", "electrum"), stage={"furnish": twins, "marker": "off", "already": a_namesake}),
-    Setting(pair=("kommo", "electrum"), stage={"furnish": twins, "marker": "off"}, way=Way(lanes=3, latency=0.4)),
+    Setting(pair=("amoxml", "kommo"), acts=ACTS),
+    Setting(pair=("amoxml", "kommo"), stage=ALIKE, acts=ACTS),
+    Setting(pair=("kommo", "amoxml"), stage=ALIKE, acts=ACTS),
+    Setting(pair=("kommo", "electrum"), stage=HAUNTED, acts=ACTS),
+    Setting(pair=("kommo", "electrum"), stage=ALIKE, way=Way(lanes=3, latency=0.4), acts=ACTS),
+    *HARD.values(),
 )
 
 
 async def trials(change: Callable[[Patch, Stage], None]) -> AsyncIterator[tuple[str, Score]]:
     silenced()
     for setting in SETTINGS:
-        known = await stage_of(*setting.pair, **setting.stage)
-        for what, decide in happenings(known, setting.acts):
+        known = await setting.staged()
+        for what, decide in setting.happenings(known):
             stage = copy(known)
             with pytest.MonkeyPatch.context() as patch:
                 change(patch, stage)
                 yield f"{'-'.join(setting.pair)} {what}", await trial(stage, decide, setting.way)
-
-
-def happenings(stage: Stage, acts: Sequence[str]) -> Iterator[tuple[str, Decide]]:
-    for number, what in enumerate(stage.points["target"], 1):
-        if what.startswith("POST") and not what.endswith(("custom_fields", "auth.php", "_detail.php")):
-            for act in acts:
-                point = Point(1, "target", number)
-                yield f"{point} {act} ({what})", just({point: act})
 
 
 @pytest.mark.asyncio
@@ -162,9 +210,18 @@ async def test_with_every_rule_in_its_place_all_of_it_is_right() -> None:
 @pytest.mark.parametrize("change", MUTANTS, ids=lambda change: change.__name__)
 @pytest.mark.asyncio
 async def test_a_rule_that_is_taken_away_is_missed(change: Callable[[Patch, Stage], None]) -> None:
-    async for what, score in trials(change):
+    tried = trials(change)
+    while True:
+        try:
+            what, score = await anext(tried)
+        except StopAsyncIteration:
+            break
+        except TimeoutError:
+            return  # it stands still, and is noticed by that
         # One target for two rows is refused by the ledger: then nothing is doubled, but the move stops for no reason.
-        stopped = change is no_exclusion and any("LedgerFailed" in error for error in score.raised)
+        stopped = change in (no_exclusion, twin_sent_in_doubt) and any(
+            "LedgerFailed" in error for error in score.raised
+        )
         if score.duplicates or score.lost or score.links or stopped:
             print(f"{change.__name__}: {what}: {'; '.join([*score.wrong, *score.raised])}")
             return
