@@ -30,6 +30,8 @@ _TOOK: dict[str, float] = {}
 _TESTED = {"CRMCLIENT_INSTALLED": "1", "PYTHONDONTWRITEBYTECODE": ""}
 # In long runs of neighbours, which share the accounts they read; whoever is done early takes of the others' rest.
 _SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")
+# Of those that mostly wait, for a process or a pace, one more finds room beside each two.
+_THREE_A_PAIR = ("-n", str((os.cpu_count() or 2) * 3 // 2), "--dist", "worksteal")
 
 _MANY = {"CRMCLIENT_EXAMPLES": "1000", "CRMCLIENT_FUZZ": "100000"}
 
@@ -105,19 +107,27 @@ def types(session):
         session.run("pyright", "--pythonversion", version)
 
 
+def _tested(session, *words):
+    """To explain a failed assert, pytest rewrites all of them, longer than it takes to collect: only what failed is.
+
+    It is run once more for that, and has failed all the same. All is explained with `-- --assert=rewrite`.
+    """
+    try:
+        session.run("pytest", *words, "--assert=plain", *session.posargs, env=_TESTED)
+    except nox.command.CommandFailed:
+        again = ("--last-failed", "--last-failed-no-failures", "none")
+        session.run("pytest", *words, *again, *session.posargs, env=_TESTED, success_codes=range(256))
+        raise
+
+
 def _tests_on(version, python):
     @nox.session(name=f"tests-{version}", python=python, default=True)
     @phase("tests")
     def tests(session):
         session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
-        # To explain a failed assert, pytest rewrites all of them: a third of what collecting takes, once is enough.
-        # What fails in a later Python alone is explained with `nox -s tests-3.13 -- --assert=rewrite`; all there is runs
-        # on it with `nox -s tests-3.13 -- -m "not e2e and not crash"`.
+        # All there is runs on a later Python with `nox -s tests-3.13 -- -m "not e2e and not crash"`.
         first = version == next(iter(PRESENT))
-        plain = ("-m", "not e2e and not crash")
-        if not first:
-            plain = ("-m", "not e2e and not crash and not once", "--assert=plain")
-        session.run("pytest", *_SIDE_BY_SIDE, *plain, *session.posargs, env=_TESTED)
+        _tested(session, *_SIDE_BY_SIDE, "-m", f"not e2e and not crash{'' if first else ' and not once'}")
 
     tests.__doc__ = f"The tests on the wheel, with Python {version}."
     return tests
@@ -141,7 +151,7 @@ def tests(session):
 def e2e(session):
     """Processes and real servers: the only tests that may wait on the wall clock."""
     session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"), *_group("strangers"))
-    session.run("pytest", "-m", "e2e", *_SIDE_BY_SIDE, *session.posargs, env=_TESTED)
+    _tested(session, *_THREE_A_PAIR, "-m", "e2e")
 
 
 @nox.session
@@ -149,8 +159,7 @@ def e2e(session):
 def crash(session):
     """A move between any two, cut at each request and each commit, and killed for real at each write: nothing is doubled."""
     session.install(f"crmclient[{EXTRAS}] @ {_wheel(session).as_uri()}", *_group("test"))
-    tests = ("tests/crash/test_points.py", "tests/crash/test_processes.py")
-    session.run("pytest", *_SIDE_BY_SIDE, *tests, *session.posargs, env=_TESTED)
+    _tested(session, *_SIDE_BY_SIDE, "tests/crash/test_points.py", "tests/crash/test_processes.py")
 
 
 @nox.session(default=False)

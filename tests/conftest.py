@@ -1,10 +1,12 @@
 """What all tests share: where the package under test comes from."""
 
+import gc
 import importlib.util
 import os
 import re
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,12 @@ def pytest_sessionstart() -> None:
         raise RuntimeError(f"the tests would run on {crmclient.__file__}, not on the installed wheel")
 
 
+@pytest.fixture
+def unpaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in this process wait for no turn, where the sandbox does not count; pace is test_pacing's matter."""
+    monkeypatch.setattr("crmclient.profiles.connect", partial(crmclient.connect, rate=()))
+
+
 # Many cases of one law each, and no matter of the Python that runs them: nox runs them on the first one only.
 ONCE = {
     *("test_endpoints.py", "test_fuzz.py", "test_pacing.py", "test_pairs.py", "test_roundtrip.py", "test_together.py"),
@@ -33,7 +41,27 @@ ONCE = {
     *("test_migration_costs.py", "test_report.py", "test_formats.py", "test_php_forms.py", "test_kommo.py"),
     *("test_amocrm.py", "test_amoxml.py", "test_sandbox_world.py", "test_sandbox_kommo.py", "test_sandbox_amocrm.py"),
     *("test_sandbox_amoxml.py", "test_sandbox_electrum.py", "test_readme.py", "test_docs_ru.py", "test_doctor.py"),
+    # What is read of the sources says the same in any Python.
+    *("test_architecture.py", "test_faults.py"),
 }
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file of which no test would be run is not read: taking in all of them takes longer than most of them run."""
+    only, path = config.option.markexpr, collection_path
+    if path.suffix != ".py" or not only:
+        return None
+    if "not crash" in only and path.parent.name == "crash":
+        return True
+    if "not once" in only and (path.name in ONCE or "\npytestmark = pytest.mark.once\n" in path.read_text("utf-8")):
+        return True
+    return True if only == "e2e" and "pytest.mark.e2e" not in path.read_text("utf-8") else None
+
+
+def pytest_collection_finish() -> None:
+    # What was collected stays: whoever looks for garbage need not go through a million objects of it each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

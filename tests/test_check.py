@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from click.testing import CliRunner, Result
-from test_pairs import CLOCKS, PAIRS, moved, two
+from test_pairs import PAIRS, after, moved, once, two
 from test_plan import SMALL, broken, environment, other_words
 
 from crmclient import Client, Company, Contact, Deal, FieldValue, Kind, Misconfigured, Ref, Tag, Verb
@@ -32,11 +32,10 @@ from crmclient.sandbox.world import World, populate
 @asynccontextmanager
 async def done(origin: str, goal: str, **more: Any) -> AsyncIterator[tuple[Client, Client, Running, Running]]:
     """Two accounts, of which one was moved into the other, and no row says so."""
-    async with two(origin, goal, **({} if "contacts" in more else SMALL), **more) as (reading, writing, source, target):
-        made = await plan(reading, writing, marker="off")
-        assert (await moved(reading, writing, made)).verdict.equal
-        await CLOCKS[id(reading)].sleep(60.0)  # nothing of what it spent counts any more
-        yield reading, writing, source, target
+    stood = await once(origin, goal, "off", **({} if "contacts" in more else SMALL), **more)
+    assert stood.done.verdict.equal
+    async with after(stood) as sides:
+        yield sides
 
 
 async def found(reading: Client, writing: Client, *given: Any, **more: Any) -> tuple[Verdict, list[Finding]]:
@@ -54,9 +53,10 @@ async def found(reading: Client, writing: Client, *given: Any, **more: Any) -> t
 @pytest.mark.parametrize("origin, goal", PAIRS)
 @pytest.mark.asyncio
 async def test_after_a_move_all_that_could_be_carried_is_the_same(origin: str, goal: str) -> None:
-    async with two(origin, goal, **SMALL) as (reading, writing, source, target):
-        made = await plan(reading, writing, marker="off")
-        written = (await moved(reading, writing, made)).written
+    stood = await once(origin, goal, "off", **SMALL)
+    made, written = stood.done.plan, stood.done.written
+    assert [side.refused for side in stood.stats] == [0, 0]
+    async with after(stood) as (reading, writing, source, target):
         for given in (made, None):
             before = [source.stats.requests, target.stats.requests]
             verdict, rows = await found(reading, writing, given)
@@ -696,7 +696,7 @@ def run(*words: str, env: dict[str, str]) -> Result:
 
 
 @pytest.mark.e2e
-def test_the_command_ends_with_what_it_found(tmp_path: Path) -> None:
+def test_the_command_ends_with_what_it_found(tmp_path: Path, unpaced: None) -> None:
     async def go(*sides: Client) -> Any:
         async with sides[0], sides[1]:
             made = await plan(*sides, marker="off")
@@ -707,7 +707,7 @@ def test_the_command_ends_with_what_it_found(tmp_path: Path) -> None:
         populate(full, contacts=5, companies=2, deals=3, tasks=2, notes=3, seed=4)
         with served(face("kommo"), full, limits=False) as old, served(face("electrum"), empty, limits=False) as new:
             env = environment(tmp_path, old=old, new=new)
-            made = asyncio.run(go(client_of(dialect("kommo"), old), client_of(dialect("electrum"), new)))
+            made = asyncio.run(go(*(client_of(dialect(each.face.name), each, rate=()) for each in (old, new))))
             file = tmp_path / "plan.toml"
             file.write_text(to_toml(made), encoding="utf-8")
 

@@ -88,6 +88,7 @@ def test_every_sample_comes_back_from_its_tree(entity: type[Any], number: int) -
     assert again(row) == row
 
 
+@pytest.mark.once
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(ENTITIES).flatmap(lambda entity: anything(entity, WORDS)))
 def test_whatever_the_model_can_hold_comes_back_from_its_tree(row: Any) -> None:
@@ -195,6 +196,7 @@ def through_csv(rows: list[Any], **more: Any) -> list[Any]:
     return [from_tree(kind, line.tree) for line in found]
 
 
+@pytest.mark.once
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(ENTITIES).flatmap(lambda entity: st.lists(anything(entity, WORDS), min_size=1, max_size=3)))
 def test_whatever_is_exported_as_csv_comes_back(rows: list[Any]) -> None:
