@@ -219,12 +219,14 @@ class Need:
     """Asks the driver for a Context; with a part, for one that holds it, read at most ``fresh`` seconds ago.
 
     ``optional``: a part that may not be read (403) is ABSENT in it, and is not asked for again. ``fresh`` without a part
-    is 0: every part is forgotten, because words of the account have just been written.
+    is 0: every part is forgotten, because words of the account have just been written. ``turn``: there is more to compute,
+    and whoever waits for the event loop goes first.
     """
 
     part: str | None = None
     fresh: float | None = None
     optional: bool = False
+    turn: bool = False
 
 
 Step: TypeAlias = Call | tuple[Call, ...] | Need

@@ -293,7 +293,7 @@ def _reader(dialect: Dialect, entity: type[Any], asked: Filter, on_bad: Callable
         waiting = list(reversed(list(rows)))
         while waiting:
             if len(waiting) % _TURN == 0:
-                context = evolve((yield Need()), parent=parent)
+                context = evolve((yield Need(turn=True)), parent=parent)
             try:
                 made = resource.decode(waiting[-1], context)
             except MissingPart as missing:

@@ -206,6 +206,7 @@ class Session:
         self._read_at: dict[str, float] = {}
         self._forgotten = 0
         self._part_locks: dict[str, asyncio.Lock] = {}
+        self._computing = asyncio.Lock()
         self._skew = timedelta()
         self._latency = 0.0
         self._quota = Quota()
@@ -311,6 +312,7 @@ class Session:
     async def _run(self, flow: Flow[T]) -> T:
         answer: Any = None
         error: CRMError | None = None
+        working = False
         try:
             while True:
                 try:
@@ -318,19 +320,27 @@ class Session:
                 except StopIteration as stop:
                     return stop.value
                 answer = error = None
+                if isinstance(step, Need) and step.turn:
+                    # Of those who compute, the first goes on: the first page is of use before the fifth has begun.
+                    if not working:
+                        working = await self._computing.acquire()
+                    await self._clock.sleep(0)
+                elif working:
+                    self._computing.release()
+                    working = False
                 try:
                     answer = await self._answer(step)
                 except CRMError as raised:
                     error = raised
         finally:
             flow.close()
+            if working:
+                self._computing.release()
 
     async def _answer(self, step: Step) -> Any:
         if isinstance(step, Call):
             return await self.send(step)
         if isinstance(step, Need):
-            if step.part is None:
-                await self._clock.sleep(0)  # whoever asks for nothing in particular lets others have their turn
             return await self.context(step.part, step.fresh, optional=step.optional)
         return await self._together(step)
 

@@ -55,6 +55,7 @@ from crmclient.dialect import (
     Context,
     Cursor,
     Flow,
+    Need,
     Page,
     Reply,
     mapping,
@@ -1024,6 +1025,45 @@ async def test_an_error_is_thrown_into_the_flow_where_it_asked(server):
 
     async with client(server) as crm:
         assert await crm.run(flow()) == "404, then 1"
+
+
+async def test_of_two_flows_that_compute_the_first_ends_first_and_whoever_waits_has_its_turns_meanwhile(server):
+    told: list[str] = []
+
+    def flow(name: str) -> Flow[None]:
+        for _ in range(3):
+            yield Need(turn=True)
+            told.append(name)
+
+    async def paced() -> None:
+        while told.count("first") < 3:
+            told.append("paced")
+            await asyncio.sleep(0)
+
+    async with client(server) as crm:
+        await asyncio.gather(crm.run(flow("first")), crm.run(flow("second")), paced())
+    computed = [name for name in told if name != "paced"]
+    assert computed == ["first"] * 3 + ["second"] * 3
+    assert told.index("paced") < told.index("second")
+    assert told.count("paced") >= 2
+
+
+async def test_whoever_computes_and_is_cancelled_leaves_the_turn_to_the_next(server):
+    told: list[str] = []
+
+    def flow(name: str) -> Flow[None]:
+        for _ in range(500):
+            yield Need(turn=True)
+        told.append(name)
+
+    async with client(server) as crm:
+        first = asyncio.create_task(crm.run(flow("first")))
+        second = asyncio.create_task(crm.run(flow("second")))
+        await settle()
+        first.cancel()
+        await second
+    assert first.cancelled()
+    assert told == ["second"]
 
 
 async def test_a_flow_is_closed_when_its_caller_is_cancelled(server, clock):

@@ -192,6 +192,7 @@ class Migration:
         self._events: deque[Event] = deque(maxlen=1000)
         self._news = asyncio.Event()
         self._changed = asyncio.Event()
+        self._preparing = asyncio.Lock()
         self._phase = "words"
         self._read: Counter[str] = Counter()
         self._counts: dict[str, Counter[State]] = {}
@@ -529,11 +530,12 @@ class Migration:
 
     async def _next(self) -> Callable[[], Awaitable[None]] | None:
         while not self._halted:
-            await self._prepare()
-            if self._halted:
-                return None
-            self._changed.clear()
-            work = self._choose()
+            async with self._preparing:
+                await self._prepare()
+                if self._halted:
+                    return None
+                self._changed.clear()
+                work = self._choose()
             self._look_ahead()
             if work is not None:
                 self._busy += 1
@@ -598,6 +600,7 @@ class Migration:
                         # A page is noted in portions, so that what is paced has its turns; where it ends is noted last.
                         self._note(fresh, cursor=json.dumps(cursor_to_tree(page.cursor)))
                         fresh = []
+                        self._wake()
                         await self.clock.sleep(0)
                 following = None if page.next is None else json.dumps(cursor_to_tree(page.next))
                 self._note([*fresh, *unreadable], cursor=following, ended=page.next is None)
