@@ -30,8 +30,9 @@ from crmclient.client import Client
 from crmclient.clock import SYSTEM_CLOCK, Clock
 from crmclient.dialect import Dialect
 from crmclient.errors import AmbiguousWrite, AuthFailed, CRMError, Misconfigured, Unreadable, UsageError
+from crmclient.migration.adoption import adopt
 from crmclient.migration.costs import minutes
-from crmclient.migration.engine import Event, Migration, adopt
+from crmclient.migration.engine import Event, Migration
 from crmclient.migration.ledger import Item, Ledger, LedgerFailed, Run, State
 from crmclient.migration.plan import Plan, Told
 from crmclient.migration.report import Report, counts_tree

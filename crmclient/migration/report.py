@@ -20,7 +20,7 @@ from attrs import asdict, frozen
 
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
-from crmclient.migration.engine import ADOPTED
+from crmclient.migration.delta import ADOPTED
 from crmclient.migration.ledger import Batch, Item, Ledger, LedgerFailed, Run, State
 from crmclient.migration.matching import KINDS
 from crmclient.migration.plan import Plan, Side, from_toml

@@ -19,10 +19,13 @@ from trials import Score, Stage, Way, silenced, trial
 
 from crmclient.dialect import Flow
 from crmclient.entities import Id
-from crmclient.migration import engine, ledger
-from crmclient.migration.engine import Migration
+from crmclient.migration import doubts, ledger
+from crmclient.migration.doubts import Doubts
+from crmclient.migration.finishing import Finishing
 from crmclient.migration.ledger import Batch, Ledger
+from crmclient.migration.queue import Queue
 from crmclient.migration.reconcile import Found, Prints, _Looking
+from crmclient.migration.sending import Sending
 from crmclient.sandbox.world import World
 
 Patch = pytest.MonkeyPatch
@@ -48,7 +51,7 @@ def no_looking(patch: Patch, stage: Stage) -> None:
         return Found(rows=())
         yield
 
-    patch.setattr(engine, "seek", nothing_seen)
+    patch.setattr(doubts, "seek", nothing_seen)
 
 
 def no_quarantine(patch: Patch, stage: Stage) -> None:
@@ -59,16 +62,16 @@ def no_quarantine(patch: Patch, stage: Stage) -> None:
 def no_row_check(patch: Patch, stage: Stage) -> None:
     """A row is taken for what is looked for whoever owns it, and however long it has been there."""
     no_watermark(patch, stage)
-    seen, owned, looking = Migration._seen, Ledger.owned, ContextVar("looking", default=False)
+    seen, owned, looking = Doubts._seen, Ledger.owned, ContextVar("looking", default=False)
 
-    async def blindly(migration: Migration, *what: Any, **more: Any) -> Any:
+    async def blindly(mine: Doubts, *what: Any, **more: Any) -> Any:
         looking.set(True)
         try:
-            return await seen(migration, *what, **more)
+            return await seen(mine, *what, **more)
         finally:
             looking.set(False)
 
-    patch.setattr(Migration, "_seen", blindly)
+    patch.setattr(Doubts, "_seen", blindly)
     patch.setattr(Ledger, "owned", lambda *about: not looking.get() and owned(*about))
 
 
@@ -97,7 +100,7 @@ def no_multiset(patch: Patch, stage: Stage) -> None:
 
 def no_exclusion(patch: Patch, stage: Stage) -> None:
     """Rows that cannot be told apart are under way in two lanes at once."""
-    patch.setattr(Migration, "_free", lambda *_: True)
+    patch.setattr(Queue, "_free", lambda *_: True)
 
 
 def no_exclusion_and_no_index(patch: Patch, stage: Stage) -> None:
@@ -119,24 +122,25 @@ def changed(patch: Patch, owner: type[Any], name: str, old: str, new: str) -> No
 
 def late_watermark(patch: Patch, stage: Stage) -> None:
     """The watermark is taken when it is looked, and not before it was sent."""
-    changed(patch, Migration, "_seen", "batch.watermark", "self._watermarks[kind]")
+    changed(patch, Doubts, "_seen", "batch.watermark", "self._move.watermarks[kind]")
 
 
 def first_look_believed_after_death(patch: Patch, stage: Stage) -> None:
     """What the dead have sent is not waited for."""
-    changed(patch, Migration, "_move", "self._doubt(batch)", "self._doubt(evolve(batch, certain=None))")
+    uncertain = "__import__('attrs').evolve(batch, certain=None)"
+    changed(patch, Doubts, "go_on", "look_into(batch, rows)", f"look_into({uncertain}, rows)")
     changed(
         patch,
-        Migration,
+        Doubts,
         "_resolve",
-        "began + self.plan.quarantine",
-        "began + self.plan.quarantine * (batch.certain is not None)",
+        "began + move.plan.quarantine",
+        "began + move.plan.quarantine * (batch.certain is not None)",
     )
 
 
 def a_look_that_began_too_early_believed(patch: Patch, stage: Stage) -> None:
     """Whether the time was up is asked when the look has ended."""
-    changed(patch, Migration, "_resolve", "if over:", "if self.clock.monotonic() >= until:")
+    changed(patch, Doubts, "_resolve", "if over:", "if move.clock.monotonic() >= until:")
 
 
 def search_believed(patch: Patch, stage: Stage) -> None:
@@ -146,23 +150,23 @@ def search_believed(patch: Patch, stage: Stage) -> None:
 
 def all_followed_again(patch: Patch, stage: Stage) -> None:
     """What follows a row is said again, whether it lacks it or not."""
-    patch.setattr(Migration, "_lacks", lambda *_: True)
+    patch.setattr(Finishing, "_lacks", lambda *_: True)
 
 
 def stopped_in_doubt_forgotten(patch: Patch, stage: Stage) -> None:
     """Who is stopped while something may still land says that nothing is under way."""
-    changed(patch, Migration, "_look_after_a_while", "self._unsure = self._unsure or unsure", "pass")
+    changed(patch, Finishing, "_look_after_a_while", "move.unsure = move.unsure or unsure", "pass")
 
 
 def doubt_forgotten(patch: Patch, stage: Stage) -> None:
     """A request has an outcome while nobody knows what became of its rows."""
-    changed(patch, Migration, "_send", "if not unknown else None", "")
+    changed(patch, Sending, "send", "None if unknown else outcome(became)", "outcome(became)")
 
 
 def twin_sent_in_doubt(patch: Patch, stage: Stage) -> None:
     """Nobody waits any longer for a row in doubt that is like his own."""
-    text = "self._release(kind, [rows[each].print for each in rows.keys() - became.keys()])"
-    changed(patch, Migration, "_send", "if unknown:\n", f"if unknown:\n        {text}\n")
+    text = "self._queue.release(kind, unknown.values())"
+    changed(patch, Sending, "send", "if unknown:\n", f"if unknown:\n        {text}\n")
 
 
 MUTANTS: tuple[Callable[[Patch, Stage], None], ...] = (

@@ -30,7 +30,8 @@ from crmclient.clock import FakeClock
 from crmclient.dialect import Verb
 from crmclient.entities import Company
 from crmclient.errors import CRMError
-from crmclient.migration.engine import Migration, adopt
+from crmclient.migration.adoption import adopt
+from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Ledger, State
 from crmclient.migration.matching import MOVED
 from crmclient.migration.plan import NOT_EMPTY, Plan, markers, plan
