@@ -7,10 +7,10 @@ vendor: what can be done, and how, is read off the two dialects.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from attrs import evolve, frozen
 
@@ -34,8 +34,6 @@ from crmclient.migration.seen import Seen
 from crmclient.migration.sending import Sending
 from crmclient.migration.verify import Comparison, Finding, Verdict, side_by_side
 from crmclient.migration.wording import Wording
-
-T = TypeVar("T")
 
 # How a run stands that has not died.
 _STOPPED: Final = "stopped"
@@ -332,7 +330,7 @@ class Migration:
 
     async def _read_again(self) -> None:
         assert self._early is not None  # noqa: S101  it was just made
-        await self._unless_stopped(self._early.read_source(self._seen))
+        await self._move.unless_halted(self._early.read_source(self._seen))
 
     async def _verify(self) -> None:
         """Read both sides whole. What has come to the source meanwhile, or was changed there, is moved too."""
@@ -345,7 +343,7 @@ class Migration:
             with comparison.seen:
                 sides = [comparison.read_target(self._seen)]
                 sides += [] if early is not None else [comparison.read_source(self._seen)]
-                await self._unless_stopped(side_by_side(*sides))
+                await move.unless_halted(side_by_side(*sides))
                 if move.stopping:
                     return
                 differing: list[Finding] = []
@@ -369,23 +367,6 @@ class Migration:
         self.ledger.note_state(_ENDED, self.clock.now(), json.dumps(self.verdict.as_tree(), ensure_ascii=False))
         self.ended = True
         move.tell("ended", self.verdict.sentence)
-
-    async def _unless_stopped(self, looking: Coroutine[Any, Any, T]) -> T | None:
-        """What only reads is left where it stands when it is told to stop."""
-        move, task = self._move, asyncio.ensure_future(looking)
-        try:
-            while not task.done():
-                move.changed.clear()
-                waking = asyncio.ensure_future(move.changed.wait())
-                await asyncio.wait((task, waking), return_when=asyncio.FIRST_COMPLETED)
-                waking.cancel()
-                if move.halted and not task.done():
-                    return None
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
 
     def _seen(self, side: str, kind: str, rows: int) -> None:
         self._move.tell()

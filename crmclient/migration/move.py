@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -86,6 +86,7 @@ class Move:
         self.group: asyncio.TaskGroup | None = None
         self.beside = 0
         """How many wait beside the lanes."""
+        self._halting = asyncio.Event()
         self._phase = "words"
         self._before = source.spent.requests, target.spent.requests
         self._quarantined: list[_Quarantine] = []
@@ -135,16 +136,31 @@ class Move:
 
     def stop(self) -> None:
         self.stopping = True
-        self.wake()
+        self._halt()
 
     def fail(self, error: CRMError) -> None:
         if self.failure is None:
             self.failure = error
+        self._halt()
+
+    def _halt(self) -> None:
+        self._halting.set()
         self.wake()
 
     @property
     def halted(self) -> bool:
-        return self.stopping or self.failure is not None
+        return self._halting.is_set()
+
+    async def unless_halted(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What only reads, or waits, is left where it stands when everything else stops."""
+        doing, halting = asyncio.ensure_future(work), asyncio.ensure_future(self._halting.wait())
+        try:
+            await asyncio.wait((doing, halting), return_when=asyncio.FIRST_COMPLETED)
+            return doing.result() if doing.done() else None
+        finally:
+            doing.cancel()
+            halting.cancel()
+            await asyncio.gather(doing, halting, return_exceptions=True)
 
     async def guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Whatever cannot go on stops everything else where it is safe to stop."""
@@ -172,9 +188,8 @@ class Move:
 
     async def pause(self, seconds: float) -> None:
         """Wait, but not while everything else has stopped."""
-        until = self.clock.monotonic() + seconds
-        while not self.halted and (left := until - self.clock.monotonic()) > 0:
-            await self.clock.sleep(min(left, 1.0))
+        if seconds > 0:
+            await self.unless_halted(self.clock.sleep(seconds))
 
     async def quarantine(self, number: int, what: str, seconds: float | None = None) -> None:
         """Wait until nobody can be working on something any longer, and let it be seen how long that is."""

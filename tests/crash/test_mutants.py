@@ -21,6 +21,7 @@ from crmclient.dialect import Flow
 from crmclient.entities import Id
 from crmclient.migration import doubts, ledger
 from crmclient.migration.doubts import Doubts
+from crmclient.migration.engine import Migration
 from crmclient.migration.finishing import Finishing
 from crmclient.migration.ledger import Batch, Ledger
 from crmclient.migration.queue import Queue
@@ -158,6 +159,11 @@ def stopped_in_doubt_forgotten(patch: Patch, stage: Stage) -> None:
     changed(patch, Finishing, "_look_after_a_while", "move.unsure = move.unsure or unsure", "pass")
 
 
+def stopped_as_it_begins_forgotten(patch: Patch, stage: Stage) -> None:
+    """The same, of who is stopped before anything has been looked at."""
+    changed(patch, Migration, "_run", "move.unsure = move.died", "pass")
+
+
 def doubt_forgotten(patch: Patch, stage: Stage) -> None:
     """A request has an outcome while nobody knows what became of its rows."""
     changed(patch, Sending, "send", "None if unknown else outcome(became)", "outcome(became)")
@@ -173,7 +179,13 @@ MUTANTS: tuple[Callable[[Patch, Stage], None], ...] = (
     *(no_write_ahead, no_looking, no_quarantine),
     *(no_row_check, no_watermark, no_multiset, no_exclusion, no_exclusion_and_no_index),
     *(late_watermark, first_look_believed_after_death, a_look_that_began_too_early_believed, search_believed),
-    *(all_followed_again, stopped_in_doubt_forgotten, doubt_forgotten, twin_sent_in_doubt),
+    *(
+        all_followed_again,
+        stopped_in_doubt_forgotten,
+        stopped_as_it_begins_forgotten,
+        doubt_forgotten,
+        twin_sent_in_doubt,
+    ),
 )
 
 

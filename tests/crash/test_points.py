@@ -100,8 +100,11 @@ HARD = {
         acts=("drop-after",),
         then=lambda point: {Point(1, "target", point.number + 1): "kill-before"},
     ),
-    "it is stopped while something of the dead may still land": Setting(
+    "it is stopped as it begins, and something of the dead may still land": Setting(
         pair=("kommo", "amocrm"), acts=("kill-late",), then=lambda point: {Point(2, "commit", 1): STOP}
+    ),
+    "it is stopped while it waits for what the dead have sent": Setting(
+        pair=("kommo", "amocrm"), acts=("kill-late",), then=lambda point: {Point(2, "source", 1): STOP}
     ),
     "its ledger is lost": Setting(pair=("kommo", "amocrm"), way=Way(forgetful=True), acts=("kill-after", "kill-late")),
     "its ledger is lost and all are alike": Setting(
