@@ -220,7 +220,8 @@ class Need:
 
     ``optional``: a part that may not be read (403) is ABSENT in it, and is not asked for again. ``fresh`` without a part
     is 0: every part is forgotten, because words of the account have just been written. ``turn``: there is more to compute,
-    and whoever waits for the event loop goes first.
+    and whoever waits for the event loop goes first
+    (by itself: it names no part).
     """
 
     part: str | None = None

@@ -702,6 +702,8 @@ def _encoded(
         _placed(dialect, entity, fields, context)
         return encoded(resource, entity, fields, context)
 
+    if number % _TURN == _TURN - 1:
+        yield Need(turn=True)
     try:
         return (yield from settled(encode))
     except Invalid as wrong:

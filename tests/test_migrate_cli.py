@@ -43,8 +43,8 @@ from crmclient.cli import commands
 from crmclient.cli import migrate as module
 from crmclient.cli.demo import client_of
 from crmclient.clock import SYSTEM_CLOCK, Clock, FakeClock, SystemClock
-from crmclient.migration.engine import Event
 from crmclient.migration.ledger import Ledger, LedgerFailed, Settled, State
+from crmclient.migration.move import Event
 from crmclient.migration.plan import Plan, Side, capabilities, plan, to_toml
 from crmclient.migration.report import Report
 from crmclient.migration.verify import Sign, Verdict

@@ -32,8 +32,9 @@ from crmclient.dialect import Dialect
 from crmclient.errors import AmbiguousWrite, AuthFailed, CRMError, Misconfigured, Unreadable, UsageError
 from crmclient.migration.adoption import adopt
 from crmclient.migration.costs import minutes
-from crmclient.migration.engine import Event, Migration
+from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import Item, Ledger, LedgerFailed, Run, State
+from crmclient.migration.move import Event
 from crmclient.migration.plan import Plan, Told
 from crmclient.migration.report import Report, counts_tree
 from crmclient.migration.verify import Verdict

@@ -11,7 +11,7 @@ from crmclient.dialect import Verb
 from crmclient.entities import Id, Task, is_empty
 from crmclient.errors import AmbiguousWrite, CRMError, IncompleteRead, Unreadable
 from crmclient.migration.finishing import FOLLOWING, Finishing
-from crmclient.migration.ledger import Fresh, Item, State, digest
+from crmclient.migration.ledger import ADOPTED, Fresh, Item, State, digest
 from crmclient.migration.matching import MOVED, kind_of
 from crmclient.migration.move import OF_THE_ROW, TRIES, Move
 from crmclient.migration.queue import WITHOUT, Queue, hangs_on, hung_on
@@ -19,8 +19,6 @@ from crmclient.migration.reading import Reading
 from crmclient.migration.verify import Finding, Sign
 from crmclient.migration.wording import Wording
 
-# What is said of a row that the ledger knows from the target alone.
-ADOPTED: Final = "adopted"
 # A server that is told one of them makes up the others, or empties them.
 _NAMES: Final = frozenset({"name", "first_name", "last_name"})
 
@@ -29,12 +27,13 @@ class Delta:
     def __init__(self, move: Move, wording: Wording, queue: Queue, reading: Reading, finishing: Finishing) -> None:
         self._move, self._wording, self._queue = move, wording, queue
         self._reading, self._finishing = reading, finishing
+        self.reopened = 0
+        """Rows that were refused, or had no place, and wait to be moved once more."""
         self.begin(last=False)
 
     def begin(self, *, last: bool) -> None:
         """The source is read once more; what it has refused is not tried again where that is the ``last`` time."""
         self._last = last
-        self.reopened = 0
         self.new: list[Fresh] = []
         self._coming: set[tuple[str, Id]] = set()
         self._altered: dict[tuple[str, Id], Any] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from functools import partial
+from typing import Final
 
 from crmclient.dialect import Flow, Verb, Writing
 from crmclient.entities import Id
@@ -14,7 +15,7 @@ from crmclient.migration.reconcile import Found, completed, seek
 from crmclient.migration.wording import Wording
 
 # A row that has vanished so often, the last times alone and while others arrived, is not sent a further time.
-_VANISHING = 3
+_VANISHING: Final = 3
 
 
 class Doubts:
@@ -28,7 +29,8 @@ class Doubts:
             rows: dict[Id, Ready] = {}
             for source in batch.sources:
                 row = self._move.ledger.row(batch.kind, source)
-                rows[source] = self._queue.as_sent(batch.kind, source, row, self._wording.translate(row))
+                there, without = self._wording.translate(row), self._queue.without(row)
+                rows[source] = self._queue.as_sent(batch.kind, source, row, there, without=without)
             self._queue.take(batch.kind, rows.values())
             self.look_into(batch, rows)
 

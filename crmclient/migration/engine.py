@@ -25,7 +25,7 @@ from crmclient.migration.doubts import Doubts
 from crmclient.migration.finishing import Finishing
 from crmclient.migration.ledger import Ledger, State
 from crmclient.migration.matching import KINDS, MOVED
-from crmclient.migration.move import Event, Move, run_of
+from crmclient.migration.move import PASSING, Event, Move, run_of
 from crmclient.migration.plan import Plan
 from crmclient.migration.queue import Queue, Ready
 from crmclient.migration.reading import Reading
@@ -329,8 +329,15 @@ class Migration:
         move.group.create_task(move.guarded(self._read_again))
 
     async def _read_again(self) -> None:
-        assert self._early is not None  # noqa: S101  it was just made
-        await self._move.unless_halted(self._early.read_source(self._seen))
+        early = self._early
+        assert early is not None  # noqa: S101  it was just made
+        try:
+            await self._move.unless_halted(early.read_source(self._told))
+        except PASSING as error:
+            # Nobody needs it yet: it is read when all is written.
+            self._move.tell(said=f"the source: {error.message}: looking again at the end")
+            self._early, self._looked = None, True
+            early.seen.db.close()
 
     async def _verify(self) -> None:
         """Read both sides whole. What has come to the source meanwhile, or was changed there, is moved too."""
@@ -341,8 +348,8 @@ class Migration:
             early, self._early = self._early, None
             comparison = early or self._compare(last=last)
             with comparison.seen:
-                sides = [comparison.read_target(self._seen)]
-                sides += [] if early is not None else [comparison.read_source(self._seen)]
+                sides = [comparison.read_target(self._told)]
+                sides += [] if early is not None else [comparison.read_source(self._told)]
                 await move.unless_halted(side_by_side(*sides))
                 if move.stopping:
                     return
@@ -357,7 +364,9 @@ class Migration:
             new = delta.new
             if last or not (new or differing or delta.reopened):
                 break
-            move.tell("moving", f"{len(new)} rows are new in the source since, {len(differing)} were changed")
+            again = f", {delta.reopened} are tried once more" if delta.reopened else ""
+            move.tell("moving", f"{len(new)} rows are new in the source since, {len(differing)} were changed{again}")
+            delta.reopened = 0
             self._reading.note(new, ended=True)
             await self._go()
             await delta.update(differing)
@@ -368,7 +377,7 @@ class Migration:
         self.ended = True
         move.tell("ended", self.verdict.sentence)
 
-    def _seen(self, side: str, kind: str, rows: int) -> None:
+    def _told(self, side: str, kind: str, rows: int) -> None:
         self._move.tell()
 
 

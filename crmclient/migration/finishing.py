@@ -29,19 +29,18 @@ class Finishing:
         self._move, self._wording, self._queue = move, wording, queue
         self._unfinished: dict[str, deque[_Pair]] = {}
         self._found: dict[str, deque[_Pair]] = {}
-        self._before: dict[str, list[_Pair]] = {}
 
     def begin(self) -> None:
         self._unfinished = {kind: deque() for kind in self._queue.kinds}
         self._found = {kind: deque() for kind in self._queue.kinds}
-        self._before = {}
-        for item in self._move.ledger.items(State.MADE):
-            if item.target is not None:
-                self._before.setdefault(item.kind, []).append((item.source, item.target))
 
     def go_on(self) -> None:
         """With rows that were made before: what follows them may have been sent before we died, and may still land."""
-        for kind, rows in self._before.items():
+        made: dict[str, list[_Pair]] = {}
+        for item in self._move.ledger.items(State.MADE):
+            if item.target is not None:
+                made.setdefault(item.kind, []).append((item.source, item.target))
+        for kind, rows in made.items():
             self._move.later(partial(self._look_after_a_while, kind, rows, unsure=self._move.died))
 
     @property
@@ -52,7 +51,8 @@ class Finishing:
         """A row that is there now: done, or made and to be finished."""
         more = flows.finishes(self._move.target.dialect, MOVED[kind]) or row.there.later
         wrote = self._wording.says(kind, row.there)
-        return Settled(state=State.MADE if more else State.DONE, target=target, wrote=wrote, kept=row.there.archived)
+        state = State.MADE if more else State.DONE
+        return Settled(state=state, target=target, wrote=wrote, kept=row.there.archived, error=row.without)
 
     def finish(self, kind: str, source: Id, told: Settled) -> None:
         """Once there are enough of them."""

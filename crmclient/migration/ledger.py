@@ -42,6 +42,8 @@ from crmclient.tokens import FILES, Files
 
 VERSION: Final = 1
 _APPLICATION: Final = 0x63726D63  # "crmc"
+# What is said of a row that is known from the target alone.
+ADOPTED: Final = "adopted"
 
 
 class LedgerFailed(CRMError):
@@ -439,9 +441,9 @@ class Ledger:
 
     def adopt(self, pairs: Iterable[tuple[str, Id, Id]]) -> int:
         """Rows that are in the target already, as their marks or what they say has told: kind and both ids. How many."""
-        sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, error) VALUES (?, ?, 'done', ?, 'adopted')"
+        sql = "INSERT OR IGNORE INTO item (kind, src, state, tgt, error) VALUES (?, ?, 'done', ?, ?)"
         with self.commit("adopt"):
-            return sum(self.db.execute(sql, pair).rowcount for pair in pairs)
+            return sum(self.db.execute(sql, (*pair, ADOPTED)).rowcount for pair in pairs)
 
     def _keep(self, kind: str, source: Id, values: Mapping[str, Any]) -> None:
         self.db.executemany(

@@ -75,7 +75,7 @@ class Move:
         self.source, self.target, self.plan, self.ledger, self.clock = source, target, plan, ledger, clock
         self.stopping = self.died = False
         self.unsure = False
-        """Something was sent of which nobody knows what became."""
+        """Something was sent of which nobody knows what became, and no open request in the ledger says so."""
         self.failure: CRMError | None = None
         self.events: deque[Event] = deque(maxlen=1000)
         self.news = asyncio.Event()
@@ -85,7 +85,7 @@ class Move:
         self.watermarks: dict[str, int] = {}
         self.group: asyncio.TaskGroup | None = None
         self.beside = 0
-        """How many wait beside the lanes."""
+        """How many are at work beside the lanes."""
         self._halting = asyncio.Event()
         self._phase = "words"
         self._before = source.spent.requests, target.spent.requests
@@ -188,8 +188,10 @@ class Move:
 
     async def pause(self, seconds: float) -> None:
         """Wait, but not while everything else has stopped."""
-        if seconds > 0:
-            await self.unless_halted(self.clock.sleep(seconds))
+        until = self.clock.monotonic() + seconds
+        # A loop may wake whoever sleeps a little early.
+        while not self.halted and (left := until - self.clock.monotonic()) > 0:
+            await self.unless_halted(self.clock.sleep(left))
 
     async def quarantine(self, number: int, what: str, seconds: float | None = None) -> None:
         """Wait until nobody can be working on something any longer, and let it be seen how long that is."""

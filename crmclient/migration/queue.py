@@ -104,6 +104,8 @@ class Queue:
                         number += 1
                     if number % TURN == 0:
                         await self._move.clock.sleep(0)
+                        if self._move.halted:
+                            return
 
     def together_again(self) -> tuple[str, list[Ready]] | None:
         """Rows that have been sent and were not applied: in the company they are to go in once more."""

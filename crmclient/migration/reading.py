@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from crmclient.client import Together
 from crmclient.dialect import START, Cursor, Start, Verb, mapping
@@ -18,7 +18,7 @@ from crmclient.migration.wording import Wording
 from crmclient.serial import cursor_from_tree, cursor_to_tree
 
 # So many rows of a page are noted together.
-_PORTION = 40
+_PORTION: Final = 40
 
 
 class Reading:
@@ -26,7 +26,7 @@ class Reading:
         self._move, self._wording, self._queue = move, wording, queue
 
     def begin(self) -> None:
-        """Known before anybody asks whether more is to come."""
+        """What is to come is known before anybody asks."""
         cursor = self._position()
         self._queue.coming = frozenset() if cursor is None else self._derived(self._walk([]).coming(cursor))
 

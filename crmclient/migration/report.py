@@ -20,8 +20,7 @@ from attrs import asdict, frozen
 
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
-from crmclient.migration.delta import ADOPTED
-from crmclient.migration.ledger import Batch, Item, Ledger, LedgerFailed, Run, State
+from crmclient.migration.ledger import ADOPTED, Batch, Item, Ledger, LedgerFailed, Run, State
 from crmclient.migration.matching import KINDS
 from crmclient.migration.plan import Plan, Side, from_toml
 from crmclient.serial import to_tree

@@ -23,7 +23,7 @@ class Sending:
     def __init__(self, move: Move, queue: Queue, finishing: Finishing, doubts: Doubts) -> None:
         self._move, self._queue, self._finishing, self._doubts = move, queue, finishing, doubts
         self.sent = 0
-        """Rows of which it is known what became."""
+        """Rows whose answer told what became of them."""
 
     async def send(self, kind: str, ready: Sequence[Ready]) -> None:
         """One request."""
@@ -63,8 +63,8 @@ class Sending:
                 if receipt.id is None:
                     certain = True
                     continue
-                told = [*map(str, receipt.issues), *filter(None, [rows[source].without])]
                 made = self._finishing.settled(kind, rows[source], receipt.id)
+                told = [*map(str, receipt.issues), *filter(None, [made.error])]
                 became[source] = evolve(made, error="; ".join(told) or None)
             elif isinstance(receipt, Refused):
                 if folded(rows[source].sent) is not None and ledger.mapped(f"text {kind}", source) is None:

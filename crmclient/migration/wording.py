@@ -1,6 +1,5 @@
 """How the rows of a move are said in the target: in its words, with a mark of their origin, in fields made for them."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -26,8 +25,7 @@ class Wording:
         self.prints: dict[str, Prints] = {}
         """Of each kind that the target takes."""
         self._marks: dict[Kind, FieldThere] = {}
-        self._asking = False
-        self._me_told = asyncio.Event()
+        self._asking = self._asked = False
 
     # ------------------------------------------------------------------------------------------ before anything moves
 
@@ -70,28 +68,33 @@ class Wording:
             if asked and not waited:
                 # It may have been asked for before we died, and may still land.
                 await move.quarantine(len(lacking), "custom fields")
-                if move.stopping:
-                    return {}
                 waited = True
                 move.target.forget()
-                continue
-            for how, what in lacking:
-                move.ledger.learn(f"making {how}", what, 1, "asked for")
-            receipts = await move.target.fields.create_many(lacking.values())
-            for receipt in receipts:
-                if isinstance(receipt, Refused):
-                    raise receipt.error
-            await move.heed("fields", receipts, move.clock.monotonic())
-            # What may have been made is waited for, even where a list lags behind.
-            waited = all(isinstance(each, NotApplied) for each in receipts)
+            elif not move.stopping:
+                waited = await self._not_made(lacking)
+            if move.stopping:
+                return {}
         named = ", ".join(str(each.name) for each in lacking.values())
         raise Misconfigured(f"{move.target.dialect.title} does not show the custom fields that were made: {named}")
+
+    async def _not_made(self, lacking: Mapping[tuple[str, str], Field]) -> bool:
+        """Ask for them. What may have been made by that is waited for, even where a list lags behind."""
+        move = self._move
+        for how, what in lacking:
+            move.ledger.learn(f"making {how}", what, 1, "asked for")
+        begun = move.clock.monotonic()
+        receipts = await move.target.fields.create_many(lacking.values())
+        for receipt in receipts:
+            if isinstance(receipt, Refused):
+                raise receipt.error
+        await move.heed("fields", receipts, begun)
+        return all(isinstance(each, NotApplied) for each in receipts)
 
     # ----------------------------------------------------------------------------------------------------- who we are
 
     def waits_for_me(self, there: Translated) -> bool:
         """Whoever needs an owner waits until we know who we are, or that nobody tells."""
-        if "owner" not in there.lacks or self._me_told.is_set():
+        if "owner" not in there.lacks or self._asked:
             return False
         if not self._asking:
             self._asking = True
@@ -99,8 +102,8 @@ class Wording:
         return True
 
     async def _know_me(self) -> None:
-        await self._look_for_me()
-        self._me_told.set()
+        await self._move.unless_halted(self._look_for_me())
+        self._asked = True
 
     async def _look_for_me(self) -> None:
         """Who the target takes us for, where it does not tell: whom it gave a row for which nobody was named."""

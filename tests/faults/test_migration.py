@@ -44,7 +44,7 @@ from crmclient.cli.demo import client_of
 from crmclient.clock import FakeClock
 from crmclient.dialect import Verb
 from crmclient.entities import Kind, Link, Outcome, Ref, field_names
-from crmclient.migration.engine import Event, Migration
+from crmclient.migration.engine import Migration
 from crmclient.migration.ledger import (
     VERSION,
     Fresh,
@@ -58,6 +58,7 @@ from crmclient.migration.ledger import (
     from_text,
 )
 from crmclient.migration.matching import MARKER, MOVED
+from crmclient.migration.move import Event
 from crmclient.migration.plan import Cost, Plan, plan, to_toml
 from crmclient.registry import dialect
 from crmclient.sandbox.faults import Action, Fault
@@ -545,6 +546,30 @@ async def test_fault_134_what_was_refused_is_tried_once_more_by_whoever_asks_for
     newest = move.target.world.newest
     await move.run(plan, retry=True)
     assert move.target.world.newest == newest
+
+
+@pytest.mark.parametrize("act", [Action.DROP_AFTER, Action.KILL_AFTER])
+@pytest.mark.asyncio
+async def test_fault_134_a_row_whose_answer_was_lost_is_tied_once_that_has_come_which_it_went_without(
+    moves: Callable[..., Move], act: Action
+) -> None:
+    ids: dict[str, int] = {}
+    move = moves("kommo", "kommo", of_the_leaving("contact", ids))
+    plan = await move.planned()
+    with without(move.target.world, ids):
+        if act is Action.KILL_AFTER:
+            dying(move.target, act, 5)
+            with pytest.raises(BaseException) as died:
+                await move.run(plan)
+            assert "SimulatedCrash" in repr(died.value)
+        else:
+            move.target.faults.add(Fault(action=act, on="POST */leads", nth=1))
+        await move.run(plan)
+    (item,) = [each for each in move.items(State.DONE) if (each.kind, each.source) == ("deals", ids["deal"])]
+    assert item.error == f"it goes without contact {ids['contact']}, which did not arrive"
+    done = await move.run(plan, retry=True)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
 
 
 @pytest.mark.parametrize("act, nth", [(Action.KILL_BEFORE, 1), (Action.KILL_AFTER, 1), (Action.KILL_AFTER, 2)])
@@ -1369,6 +1394,36 @@ async def test_fault_142_who_stops_it_lets_what_is_in_flight_end_and_leaves_noth
     assert done.verdict is not None
     assert done.verdict.equal, done.verdict.sentence
     assert move.arrived()
+
+
+@pytest.mark.parametrize("throttled", [False, True])
+@pytest.mark.asyncio
+async def test_fault_142_who_stops_it_before_its_custom_fields_are_there_makes_none_any_more(
+    moves: Callable[..., Move], throttled: bool
+) -> None:
+    move = moves(contacts=2, companies=1, deals=1, tasks=0, notes=0)
+    plan = await move.planned()
+    asked: list[str] = []
+    stopped_at: list[int] = []
+
+    def decide(method: str, what: str, number: int) -> Fault | None:
+        asked.append(method)
+        return Fault(action=Action.THROTTLE, seconds=0.1) if throttled and method == "POST" else None
+
+    def watch(migration: Migration, event: Event) -> None:
+        if not stopped_at and (not throttled or "trying again" in str(event.said)):
+            stopped_at.append(len(asked))
+            migration.stop()
+
+    move.target.faults.decide = decide
+    stopped = await move.run(plan, watch=watch)
+    assert not stopped.ended
+    assert stopped_at
+    assert "POST" not in asked[stopped_at[0] :]
+    move.target.faults.decide = None
+    done = await move.run(plan)
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
 
 
 @pytest.mark.asyncio
