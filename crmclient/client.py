@@ -201,7 +201,7 @@ class Client:
 
     def __init__(self, setup: Setup) -> None:
         self.dialect = setup.dialect
-        self.base_url = setup.base_url
+        self.base_url, self.zone = setup.base_url, setup.zone
         self._session = Session(setup)
         self.contacts = self._collection(Contact)
         self.companies = self._collection(Company)

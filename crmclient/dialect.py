@@ -507,6 +507,7 @@ class Writing:
     finishes the rows once they are made; ``redates``: it dates them anew, whatever they were given. ``says``: whether the
     row's own request has anything to say: where it has not, only what ``then`` gives is sent. ``find``: under which
     filter a row is looked for that was made and whose id the answer did not tell; None where there is no such filter.
+    ``quiet``: the wire row as one that starts nothing at the vendor's, where that can be said.
     """
 
     method: str
@@ -523,6 +524,7 @@ class Writing:
     redates: bool = False
     says: Callable[[Row], bool] = lambda row: True
     find: Callable[[Any], Filter | None] | None = None
+    quiet: Callable[[Any], Any] | None = None
 
     def call(self, rows: Sequence[Row]) -> Call:
         return Call(self.method, self.path(rows[0]), body=self.wrap(rows), replayable=self.replayable)
@@ -611,7 +613,8 @@ class Resource(Generic[E]):
     have. ``surviving(entity)`` is what of it the dialect can express (one phone of three); what differs is refused, and
     ``flows.carried`` cuts it off and says so. ``limits`` is the rule, field by field, by which it does, in words that can
     follow a field's name. ``names(path, wire)`` is the neutral field a vendor's complaint is about. ``required`` names
-    what a create must hold, ``id`` checks and converts an id, ``vendor`` is the vendor's word.
+    what a create must hold, ``id`` checks and converts an id, ``vendor`` is the vendor's word. ``beside`` are keys of its
+    rows that no neutral field says.
     """
 
     entity: type[E]
@@ -627,6 +630,7 @@ class Resource(Generic[E]):
     names: Callable[[str, Mapping[str, Any]], str | None] = lambda path, wire: None
     id: Callable[[object], Id] = whole_number
     evidence: Evidence | None = None
+    beside: tuple[str, ...] = ()
     # Asked for every row.
     _through: dict[Verb, frozenset[str]] = field(init=False, factory=dict["Verb", frozenset[str]], eq=False, repr=False)
 
@@ -751,7 +755,8 @@ class Dialect:
     an account's host may have. ``settings`` are the parts of the account a codec may need, each a flow, read once when
     first needed; those the core knows by name are ``account``, ``me`` and ``pipelines`` (a tuple of
     Pipeline). ``judge`` turns a whole-request failure into an error. ``quarantine`` is how many seconds after its answer
-    was lost a request may still be applied, by a gateway that works on.
+    was lost a request may still be applied, by a gateway that works on. ``zoned``: times are by the account's own clock, and
+    no page tells its zone. ``warnings`` are for whoever is about to make many rows.
     """
 
     name: str
@@ -768,6 +773,8 @@ class Dialect:
     # A crmclient.webhooks.Webhook, where the vendor sends any; that module stands above this one.
     webhook: Any = None
     quarantine: float = 60.0
+    zoned: bool = False
+    warnings: tuple[str, ...] = ()
 
     def resource(self, entity: type[E]) -> Resource[E]:
         """The resource of an entity class. Raises Unsupported where the dialect has none."""

@@ -764,13 +764,19 @@ def _one(receipt: Receipt[T]) -> T:
 
 
 def create_many(
-    dialect: Dialect, entity: type[T], given: Iterable[T], batch: int | None = None, *, finish: bool = True
+    dialect: Dialect,
+    entity: type[T],
+    given: Iterable[T],
+    batch: int | None = None,
+    *,
+    finish: bool = True,
+    quiet: bool = False,
 ) -> Flow[list[Receipt[T]]]:
     """Make rows, as many a request as the vendor advises (or ``batch``), and give one receipt a row, in order.
 
     Rows that break a rule known here are Refused without being sent; the others go on. A vendor that refuses a whole
     batch for one row gets the rest once more. Without ``finish``, what follows a row once it is made (a link) is left to
-    ``finish_many``.
+    ``finish_many``. ``quiet``: no automation of the vendor's is to start by them, as far as that can be asked for.
     """
     resource, route = dialect.resource(entity), _route(dialect, entity, Verb.CREATE, Writing)
     size = _batch_size(dialect, resource, route, batch)
@@ -778,7 +784,8 @@ def create_many(
     rows: list[Row] = []
     for number, each in enumerate(given):
         try:
-            rows.append((yield from _row_to_create(dialect, resource, number, each)))
+            row = yield from _row_to_create(dialect, resource, number, each)
+            rows.append(evolve(row, wire=route.quiet(row.wire)) if quiet and route.quiet is not None else row)
         except UsageError as wrong:
             receipts[number] = Refused(error=wrong)
     sending = route if finish else evolve(route, then=None)

@@ -11,13 +11,16 @@ from crmclient.entities import FieldType, Id, Kind, Outcome, Ref
 
 @frozen(kw_only=True)
 class Account:
-    """The account a client is connected to. ``zone`` is None where the dialect does not tell it."""
+    """The account a client is connected to. ``zone`` is None where the dialect does not tell it, and ``filters`` where it
+    does not tell whether it heeds them.
+    """
 
     id: Id | None = None
     name: str | None = None
     subdomain: str | None = None
     currency: str | None = None
     zone: tzinfo | None = None
+    filters: bool | None = None
     raw: Any = field(default=None, eq=False, repr=False)
 
 
@@ -77,11 +80,12 @@ class Pipeline(Word):
 
 @frozen(kw_only=True)
 class TaskType(Word):
-    """What a task can be."""
+    """What a task can be. ``code`` names those that accounts have from the beginning: FOLLOW_UP, MEETING, LETTER."""
 
     KIND = Kind.TASK_TYPE
 
     name: str | None = None
+    code: str | None = None
 
 
 @frozen(kw_only=True)

@@ -282,7 +282,7 @@ async def test_a_field_without_a_like_and_a_choice_without_a_like_are_lost_by_th
 async def test_a_task_type_goes_by_its_name_and_by_hand() -> None:
     async with two("amocrm", "amocrm") as (reading, writing, *_):
         made = await plan(reading, writing)
-        assert {type.how for type in made.task_types if type.rows} == {"name"}
+        assert {type.how for type in made.task_types if type.rows} == {"code"}
         assert "task.type" not in told(made)
     async with two("kommo", "amoxml") as (reading, writing, *_):
         made = await plan(reading, writing)

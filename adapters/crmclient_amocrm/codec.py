@@ -386,7 +386,8 @@ def _stage(status: wire.Status) -> vocabulary.Stage:
 
 def decode_task_type(row: Any) -> vocabulary.TaskType:
     read = _structured(row, wire.TaskType, "task type")
-    return vocabulary.TaskType(id=read.id, name=read.name, raw=row)
+    code = {1: "FOLLOW_UP", 2: "MEETING", 3: "LETTER"}.get(read.id)  # §9
+    return vocabulary.TaskType(id=read.id, name=read.name, code=code, raw=row)
 
 
 def decode_subscription(row: Any, context: Context) -> vocabulary.Subscription:

@@ -440,6 +440,7 @@ LEADS = Resource(
     evidence=CHANGED,
     decode=codec.decode_deal,
     encode=codec.encode_deal,
+    beside=("loss_reason_id",),
     surviving=codec.surviving_deal,
     limits={
         **_CARD_LIMITS,
@@ -704,6 +705,10 @@ DIALECT = Dialect(
     judge=judge,
     # No page tells it; a gateway gives up after a minute.
     quarantine=90.0,
+    warnings=(
+        "deals that are made in a stage may start what its Digital Pipeline does, mails to customers among it, and no page "
+        "tells whether it does anything: switch it off while rows are moved",
+    ),
     webhook=WEBHOOK,
     settings={
         "account": _account,

@@ -164,7 +164,8 @@ def _by_card(row: entities.Note | entities.Task) -> Filter | None:
 def task_types() -> Flow[tuple[TaskType, ...]]:
     """seed: "type of problem, maybe CALL / LETTER / MEETING": no page lists them, and none has to."""
     yield from ()
-    return tuple(TaskType(id=word, name=word.title()) for word in wire.TASK_TYPES)
+    codes = {"CALL": "FOLLOW_UP"}
+    return tuple(TaskType(id=word, name=word.title(), code=codes.get(word, word)) for word in wire.TASK_TYPES)
 
 
 def fields() -> Flow[Mapping[str, Field]]:
@@ -378,6 +379,7 @@ def speaking(words: Words) -> Dialect:
         judge=partial(judge, words),
         # No page tells it; a request here holds one row.
         quarantine=60.0,
+        zoned=True,
         settings={"task_types": task_types, f"fields:{Kind.CONTACT}": fields},
         resources={resource.entity: resource for resource in (contacts, deals, notes, tasks)},
     )

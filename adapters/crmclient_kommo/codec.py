@@ -497,8 +497,16 @@ def decode_account(row: Any) -> vocabulary.Account:
         subdomain=read.subdomain,
         currency=read.currency,
         zone=zone_named(settings.timezone) if settings else None,
+        filters=read.is_api_filter_enabled,
         raw=row,
     )
+
+
+def decode_task_types(row: Any) -> tuple[vocabulary.TaskType, ...]:
+    """Those of the account (§4.11); of 1 and 2 every account has the same, whatever it calls them (§4.7)."""
+    types = structured(CONVERTER, row, wire.Account, "account").embedded.task_types or ()
+    codes = {1: "FOLLOW_UP", 2: "MEETING"}
+    return tuple(vocabulary.TaskType(id=each.id, name=each.name, code=codes.get(each.id)) for each in types)
 
 
 # ---------------------------------------------------------------------------------------------------------- parts

@@ -505,6 +505,7 @@ LEADS = Resource(
     evidence=NEWEST,
     decode=codec.decode_deal,
     encode=codec.encode_deal,
+    beside=("loss_reason_id",),
     check=codec.check_card,
     surviving=codec.surviving_deal,
     limits={
@@ -610,6 +611,7 @@ NOTES = Resource(
     evidence=NEWEST,
     decode=codec.decode_note,
     encode=codec.encode_note,
+    beside=("is_pinned",),
     surviving=codec.surviving_note,
     limits={
         "target": "a note hangs on a contact, a company or a lead, by its id",
@@ -641,6 +643,8 @@ NOTES = Resource(
         Verb.GET: Getting(call=_one_note, row=wire.one),
         Verb.CREATE: Writing(
             method="POST",
+            # §4.5: else each may start what a Digital Pipeline does on notes and calls: mails to customers, say.
+            quiet=lambda row: {**row, "is_need_to_trigger_digital_pipeline": False},
             path=_notes_path,
             wrap=_numbered(),
             unwrap=wire.created("notes"),
@@ -913,7 +917,7 @@ WEBHOOKS = Resource(
 
 
 def _account_call() -> Call:
-    return read(f"{API}/account", ("with", "datetime_settings"))
+    return read(f"{API}/account", ("with", "datetime_settings,task_types,is_api_filter_enabled"))
 
 
 def _account() -> Flow[vocabulary.Account]:
@@ -938,6 +942,12 @@ def _me() -> Flow[vocabulary.User]:
 
 def _pipelines() -> Flow[tuple[vocabulary.Pipeline, ...]]:
     return everything(DIALECT, vocabulary.Pipeline)
+
+
+def _task_types() -> Flow[tuple[vocabulary.TaskType, ...]]:
+    """They come with the account (§4.13): no request of their own."""
+    account = yield from settled(lambda context: context.part("account"))
+    return codec.decode_task_types(account.raw)
 
 
 def _users() -> Flow[tuple[vocabulary.User, ...]]:
@@ -984,12 +994,17 @@ DIALECT = Dialect(
     judge=judge,
     # No page tells it; a gateway gives up after a minute.
     quarantine=90.0,
+    warnings=(
+        "deals that are made in a stage may start what its Digital Pipeline does, mails to customers among it, and no page "
+        "tells whether it does anything: switch it off while rows are moved",
+    ),
     webhook=WEBHOOK,
     settings={
         "account": _account,
         "me": _me,
         "pipelines": _pipelines,
         "users": _users,
+        "task_types": _task_types,
         **{f"fields:{kind}": _definitions(kind) for kind in TYPES},
     },
     resources={

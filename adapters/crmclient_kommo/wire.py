@@ -233,8 +233,15 @@ class DatetimeSettings:
 
 
 @frozen(kw_only=True)
+class TaskType:
+    id: int
+    name: str | None = None
+
+
+@frozen(kw_only=True)
 class AccountParts:
     datetime_settings: DatetimeSettings | None = None
+    task_types: tuple[TaskType, ...] | None = None
 
 
 @frozen(kw_only=True)
@@ -246,6 +253,7 @@ class Account:
     subdomain: str | None = None
     current_user_id: int | None = None
     currency: str | None = None
+    is_api_filter_enabled: bool | None = None
     embedded: AccountParts = field(factory=AccountParts, alias="_embedded")
 
 

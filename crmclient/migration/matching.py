@@ -16,6 +16,7 @@ from crmclient.entities import (
     Contact,
     Deal,
     Entity,
+    FieldType,
     FieldValue,
     Id,
     Kind,
@@ -110,7 +111,8 @@ def _in_order(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def match_fields(source: Sequence[Field], target: Sequence[Field]) -> dict[tuple[Kind, Id | None], Field]:
-    """Custom fields of the source in the target, of the same kind of rows: by code, else by name and type.
+    """Custom fields of the source in the target, of the same kind of rows: by code, where that one takes such values, else
+    by name and type.
 
     A field is known by its id, or by its code where it has none.
     """
@@ -121,10 +123,24 @@ def match_fields(source: Sequence[Field], target: Sequence[Field]) -> dict[tuple
     found: dict[tuple[Kind, Id | None], Field] = {}
     for each in source:
         like = by_code.get((each.entity, each.code)) if each.code else None
+        like = like if like is not None and _takes(like.type, each.type) else None
         like = like or by_name.get((each.entity, word(each.name), each.type))
         if like is not None:
             found[each.entity, each.id if each.id is not None else each.code] = like
     return found
+
+
+def _takes(there: FieldType, here: FieldType) -> bool:
+    """Whether any value of one type can be one of the other."""
+    return there in (here, *_ANY_OF.get(here, ()), FieldType.TEXT, FieldType.TEXTAREA)
+
+
+_ANY_OF: Final[Mapping[FieldType, tuple[FieldType, ...]]] = {
+    FieldType.SELECT: (FieldType.RADIO, FieldType.MULTISELECT),
+    FieldType.RADIO: (FieldType.SELECT, FieldType.MULTISELECT),
+    FieldType.DATE: (FieldType.DATETIME, FieldType.BIRTHDAY),
+    FieldType.BIRTHDAY: (FieldType.DATE, FieldType.DATETIME),
+}
 
 
 def match_options(source: Field, target: Field) -> dict[str, str]:
@@ -139,10 +155,17 @@ def match_options(source: Field, target: Field) -> dict[str, str]:
     return found
 
 
-def match_task_types(source: Sequence[TaskType], target: Sequence[TaskType]) -> dict[Id | None, Ref]:
-    """Types of tasks by their names."""
+def match_task_types(source: Sequence[TaskType], target: Sequence[TaskType]) -> dict[Id | None, tuple[Ref, str]]:
+    """Types of tasks by their codes, else by their names."""
+    coded = {each.code: each.ref for each in reversed(target) if each.code}
     named = {word(each.name): each.ref for each in reversed(target) if each.name}
-    return {each.id: named[word(each.name)] for each in source if word(each.name) in named}
+    found: dict[Id | None, tuple[Ref, str]] = {}
+    for each in source:
+        if each.code in coded:
+            found[each.id] = coded[each.code], "code"
+        elif word(each.name) in named:
+            found[each.id] = named[word(each.name)], "name"
+    return found
 
 
 def word(name: str | None) -> str:

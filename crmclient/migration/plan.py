@@ -379,7 +379,7 @@ class Plan:
             f"the {role} of the plan is {side.dialect} at {side.address}, and not {crm.dialect.name} at {crm.base_url}"
             for role, side, crm in sides
             if (side.dialect, side.address) != (crm.dialect.name, crm.base_url)
-        ]
+        ] + zoneless(source, target)
 
     def outdated(self, source: Client, target: Client) -> list[str]:
         """What has changed since it was made, so that nothing is to be moved by it: nothing, if it still holds."""
@@ -590,6 +590,16 @@ def tells(crm: Client, entity: type[Any]) -> bool:
     return crm.can(entity, Verb.LIST) or bool(parts_of(crm.dialect, entity))
 
 
+def zoneless(*sides: Client) -> list[str]:
+    """Whose times nobody could read or write: all of them would be lost, and no row would show it."""
+    return [
+        f"{crm.dialect.title} tells times by the account's own clock, and nobody tells its zone: write "
+        f'zone = "Europe/Moscow", say, into the profile of {crm.base_url}, or give connect(zone=…)'
+        for crm in sides
+        if crm.dialect.zoned and crm.zone is None
+    ]
+
+
 async def draft(
     source: Client,
     target: Client,
@@ -607,6 +617,8 @@ async def draft(
     ``marker`` is the best the target can do and ``quarantine`` its dialect's. Raises Misconfigured for somebody who is
     not there, and for a marker that the target cannot keep.
     """
+    if wrong := zoneless(source, target):
+        raise Misconfigured("; ".join(wrong))
     ways = markers(target.dialect)
     if marker is not None and marker not in ways:
         raise Misconfigured(f"{target.dialect.title} can keep no origin by marker {marker!r}: {' or '.join(ways)}")
@@ -633,6 +645,13 @@ async def draft(
     )
     if (said := _other_currency(plan.source, plan.target)) is not None:
         plan = evolve(plan, warnings=(*plan.warnings, said))
+    unpaid = [
+        f"the filters of {crm.dialect.title} are not switched on for the {role}, a paid option: it gives all rows where "
+        "some are asked for, and looking for rows costs more requests"
+        for role, crm, account in zip(("source", "target"), (source, target), accounts, strict=True)
+        if account.filters is False
+    ]
+    plan = evolve(plan, warnings=(*plan.warnings, *unpaid, *target.dialect.warnings))
     if unmatched not in ("me", "refuse") and there[User] and unmatched not in {each.id for each in there[User]}:
         raise Misconfigured(f"the target has no user {unmatched!r} for the rows of unmatched ones")
     return plan
@@ -755,7 +774,7 @@ def _task_types(source: Sequence[TaskType], target: Sequence[TaskType]) -> tuple
     return tuple(
         TypeMatch(source=each.id, name=each.name)
         if each.id not in matched
-        else TypeMatch(source=each.id, name=each.name, target=matched[each.id].id, how="name")
+        else TypeMatch(source=each.id, name=each.name, target=matched[each.id][0].id, how=matched[each.id][1])
         for each in source
         if each.id is not None
     )
@@ -893,6 +912,7 @@ class _Reading:
     losses: Counter[tuple[str, str, str]] = field(factory=Counter[tuple[str, str, str]])
     inventions: Counter[str] = field(factory=Counter[str])
     lacks: Counter[str] = field(factory=Counter[str])
+    beside: Counter[str] = field(factory=Counter[str])
     translate: Translation = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -905,6 +925,8 @@ class _Reading:
         row, _ = unmarked(row)
         kind = kind_of(row)
         self.read[kind] += 1
+        held = mapping(row.raw)
+        self.beside.update(f"{row.KIND}.{key}" for key in self.source.resource(MOVED[kind]).beside if held.get(key))
         self._words_of(row)
         if not self.target.can(MOVED[kind], Verb.CREATE):
             self.seen.add(kind, row.id, getattr(row, "name", None) or "", made=False)
@@ -1045,6 +1067,8 @@ class _Reading:
         if self.unreadable:
             told = ", ".join(f"{number} {kind}" for kind, number in sorted(self.unreadable.items()))
             yield f"the source has rows that cannot be read, and they will not move: {told}"
+        for what, rows in sorted(self.beside.items()):
+            yield f"{rows} rows have {what} of {self.source.title}'s own: that does not move"
         strangers = [each for each in drawn.users if each.target is None and self.users[each.source]]
         number = len(strangers) + len(self.users.keys() - {each.source for each in drawn.users})
         if number and drawn.unmatched == "refuse":

@@ -32,7 +32,7 @@ class Sending:
         at = await move.target.run(_server_time())
         batch = move.ledger.intend(kind, list(rows), move.watermarks[kind], at, sent)
         move.count(kind, State.PENDING, State.INTENT, len(rows))
-        making = flows.create_many(spoken, MOVED[kind], sent, batch=len(sent), finish=False)
+        making = flows.create_many(spoken, MOVED[kind], sent, batch=len(sent), finish=False, quiet=True)
         receipts = dict(zip(rows, await move.target.run(making), strict=True))
         became, again, certain = self._told(kind, rows, receipts)
         unknown = {source: each for source, each in rows.items() if source not in became}
