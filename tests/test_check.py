@@ -82,6 +82,8 @@ async def test_an_empty_target_lacks_everything_and_holds_nothing_else(goal: str
         assert not verdict.equal
         assert {row.sign for row in rows} == {Sign.MISSING}
         assert verdict.number(Sign.MISSING) == sum((await plan(reading, writing)).moves.values())
+        # Of what is not there, no single value was dropped.
+        assert not any("." in what for what in verdict.dropped)
 
 
 # ------------------------------------------------------------------------------------------- whatever is changed

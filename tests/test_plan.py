@@ -279,6 +279,21 @@ async def test_a_field_without_a_like_and_a_choice_without_a_like_are_lost_by_th
 
 
 @pytest.mark.asyncio
+async def test_whoever_matches_by_hand_is_told_what_there_is_to_choose_from() -> None:
+    async with two("amoxml", "kommo") as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        written = to_toml(made)
+        (user,) = [each for each in target.world.select("user") if each["name"] == "Anna Lindqvist"]
+        assert f'"user {user["id"]}: Anna Lindqvist",' in written
+        for stage in target.world.select("stage"):
+            assert any(f"stage {stage['id']}: " in each and stage["name"] in each for each in made.choices)
+        assert any(each.startswith("type of tasks 2: ") for each in made.choices)
+        # They are there to be read, and decide nothing.
+        assert evolve(made, choices=()).digest == made.digest
+        assert from_toml(written) == made
+
+
+@pytest.mark.asyncio
 async def test_a_task_type_goes_by_its_name_and_by_hand() -> None:
     async with two("amocrm", "amocrm") as (reading, writing, *_):
         made = await plan(reading, writing)
@@ -575,7 +590,7 @@ def test_what_would_stop_a_move_is_said_with_what_lets_it_go_on() -> None:
         target=evolve(made.target, currency="EUR", rows={"contacts": 3, "deals": 0}, at_least=("contacts",)),
     )
     assert made.hindrances() == [
-        'the target is not empty: it has more than 3 contacts: to move into it all the same, add "not empty" to allow',
+        'the target is not empty: it has at least 3 contacts: to move into it all the same, add "not empty" to allow',
         'prices are in RUB and go as they are into an account of EUR: if that is meant, add "other currency" to allow',
         '1 users have no like in the target, and unmatched = "refuse": nothing is to be moved so: give each a target, or '
         'set unmatched to "me" or to the id of a user of the target',

@@ -22,12 +22,25 @@ from crmclient.entities import Id
 from crmclient.errors import Misconfigured
 from crmclient.migration.losses import CHOICES
 from crmclient.migration.matching import KINDS
-from crmclient.migration.plan import ALLOWABLE, MARKERS, Cost, Plan, Side, Told, plan, to_toml
+from crmclient.migration.plan import (
+    ALLOWABLE,
+    MARKERS,
+    Cost,
+    Plan,
+    Side,
+    StageMatch,
+    Told,
+    TypeMatch,
+    UserMatch,
+    plan,
+    to_toml,
+)
 from crmclient.profiles import connected, credentials, find, stored_token
 from crmclient.serial import to_tree
 
 # More of one kind of lines than this is for the file, or for --json.
 _SHOWN: Final = 12
+_THERE: Final = "is there already, and may have been edited: choose another name, or remove it"
 
 
 @click.command("plan")
@@ -92,7 +105,7 @@ def run_plan(
     crmclient plan old new --json | jq .losses
     """  # noqa: D301  (\b keeps click from joining lines)
     if out is not None and out.exists():
-        raise fail(f"{out} is there already, and may have been edited: choose another name, or remove it")
+        raise fail(f"{out} {_THERE}")
     people = {} if users is None else _people(users)
     reading, looked_at = both(source, target)
     ways: dict[str, Any] = {"unmatched": unmatched, "marker": marker, "allow": allow, "quarantine": quarantine}
@@ -100,7 +113,7 @@ def run_plan(
     with counting(as_json) as told:
         made = asyncio.run(_planned(reading, looked_at, told, people=people, **ways))
     if out is not None:
-        _write(out, made)
+        write_new(out, to_toml(made))
     if as_json:
         derived = {"digest": made.digest, "refused": made.refused, "hindrances": made.hindrances()}
         click.echo(json_line({**to_tree(made), **derived}))
@@ -140,10 +153,13 @@ def _choice(said: str) -> tuple[str, str]:
     return what, to
 
 
-def _write(out: Path, made: Plan) -> None:
+def write_new(out: Path, plan: str) -> None:
+    """A plan's text, and never over another, which may have been edited."""
     try:
         with out.open("x", encoding="utf-8") as file:
-            file.write(to_toml(made))
+            file.write(plan)
+    except FileExistsError:
+        raise fail(f"{out} {_THERE}") from None
     except OSError as wrong:
         raise fail(f"{out} cannot be written: {wrong.strerror}") from None
 
@@ -235,7 +251,7 @@ def _matches(made: Plan) -> Iterable[tuple[str, str]]:
             continue
         found = Counter(each.how for each in used if each.how)
         said = [f"{number} by {how}" for how, number in found.items()]
-        lost = [f"{each.name or each.key} ({each.rows} rows)" for each in used if not each.how]
+        lost = [f"{each.name or _plain(each)} ({each.rows} rows)" for each in used if not each.how]
         yield title, "; ".join([*said, *([f"no like: {_few(lost)}"] if lost else [])])
     used = [each for each in made.fields if each.rows]
     if used:
@@ -245,6 +261,12 @@ def _matches(made: Plan) -> Iterable[tuple[str, str]]:
         yield "fields", "; ".join([*said, *([f"{lost} without a like"] if lost else [])])
     if made.tags:
         yield "tags", f"{made.tags.get('different', 0)} different ones, by their names"
+
+
+def _plain(match: UserMatch | StageMatch | TypeMatch) -> str:
+    """A stage without a pipeline, which some vendors have, is known by itself."""
+    parts = match.key if isinstance(match, StageMatch) else (match.key,)
+    return " / ".join(str(each) for each in parts if each is not None)
 
 
 def _few(said: list[str]) -> str:
@@ -267,7 +289,7 @@ def _cost(cost: Cost) -> str:
     sizes = ", ".join(f"{number} {kind}" for kind, number in cost.batches.items())
     most = f"; a request makes at most {sizes}" if sizes else ""
     total = sum(cost.requests.values())
-    return f"{total} requests ({requests}), at {cost.rate} {lasting(cost.minutes)}{most}"
+    return f"{total} requests ({requests}), at {cost.rate}: {lasting(cost.minutes)}{most}"
 
 
 def lasting(minutes: float) -> str:

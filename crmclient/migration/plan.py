@@ -10,7 +10,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -227,7 +227,8 @@ class Plan:
     a user's id there; or ``refuse``: then nothing is to be moved while there are such. ``allow`` names what would stop a
     move (``hindrances``) and does not. ``marker`` is how rows of the target say where they came from: in a custom field,
     by a tag or not at all. ``quarantine`` is how many seconds after its answer was lost a create may still land. ``moves``
-    are the rows that will be made, ``task_type`` what a task is there whose type has no like.
+    are the rows that will be made, ``task_type`` what a task is there whose type has no like. ``choices`` are the users,
+    stages and types of tasks of the target in words, for whoever matches by hand.
     """
 
     version: int = field(default=VERSION, validator=validators.in_((VERSION,)))
@@ -247,6 +248,7 @@ class Plan:
     stages: tuple[StageMatch, ...] = ()
     fields: tuple[FieldMatch, ...] = ()
     task_types: tuple[TypeMatch, ...] = ()
+    choices: tuple[str, ...] = ()
     tags: Mapping[str, int] = _counts()
     losses: tuple[Loss, ...] = ()
     inventions: tuple[Invention, ...] = ()
@@ -391,7 +393,7 @@ class Plan:
 
 
 def _not_empty(rows: Mapping[str, int], at_least: Sequence[str]) -> str | None:
-    there = [f"{'more than ' * (kind in at_least)}{number} {kind}" for kind, number in rows.items() if number]
+    there = [f"{'at least ' * (kind in at_least)}{number} {kind}" for kind, number in rows.items() if number]
     return f"the target is not empty: it has {', '.join(there)}" if there else None
 
 
@@ -464,6 +466,10 @@ _SAID: Final = {
     "me": "The user of the target whose credentials these are.",
     "task_type": "What a task is in the target whose own type has no like there.",
     "moves": "Rows that will be made.",
+    "users": "Who is who: target is the id of a user of the target.",
+    "stages": "Where deals go: target_pipeline and target_stage are ids of the target.",
+    "task_types": "What tasks become: target is a type of the target.",
+    "choices": "What there is in the target to choose from.",
     "losses": (
         'What does not arrive as it is. choice = "drop"; "archive", beside the ledger; "fold", into a note or its text;\n'
         '# or "field", into a custom field that is made for it: the last two where the target can.'
@@ -641,6 +647,7 @@ async def draft(
         stages=_stages(here[Pipeline], there[Pipeline]),
         fields=_fields(*([each for each in side[Field] if not is_marker(each)] for side in both)),
         task_types=_task_types(here[TaskType], there[TaskType]),
+        choices=tuple(_choices(there)),
         warnings=tuple(sorted(notices)),
     )
     if (said := _other_currency(plan.source, plan.target)) is not None:
@@ -676,6 +683,14 @@ async def _words(crm: Client, other: Client, notices: list[str]) -> dict[type[An
                     "match them by hand"
                 )
     return found
+
+
+def _choices(there: Mapping[type[Any], Sequence[Any]]) -> Iterator[str]:
+    yield from (f"user {each.id}: {each.name or each.email}" for each in there[User])
+    for pipeline in there[Pipeline]:
+        for stage in pipeline.stages:
+            yield f"pipeline {pipeline.id}, stage {stage.id}: {pipeline.name} / {stage.name}"
+    yield from (f"type of tasks {each.id}: {each.name}" for each in there[TaskType])
 
 
 async def _account(crm: Client) -> Account:

@@ -226,7 +226,7 @@ class _Stored:
 
 
 def _stored(row: Any) -> _Stored:
-    _, _, id, name, content, skip, partner = row
+    _, _, id, name, content, skip, _, partner = row
     return _Stored(id, name, json.loads(content), frozenset(json.loads(skip)), partner)
 
 
@@ -268,7 +268,8 @@ class Comparison:
         there += [*(["companies"] if self.named else []), *(["notes"] if folding else [])]
         self.kinds = {kind: Counter() for kind in dict.fromkeys(there)}
         self.db.execute(
-            "CREATE TABLE row (side, kind, id, name, content, skip, partner, PRIMARY KEY (side, kind, id)) WITHOUT ROWID"
+            "CREATE TABLE row (side, kind, id, name, content, skip, lost, partner, PRIMARY KEY (side, kind, id)) "
+            "WITHOUT ROWID"
         )
         self.db.execute("CREATE TABLE clue (side, clue, id)")
         # Origins that rows of the target were marked with, and what they are of where an origin does not hold an id.
@@ -330,8 +331,8 @@ class Comparison:
             return
         whole = there.whole
         self.seen.add(kind, row.id, getattr(row, "name", None) or "", getattr(whole, "company", None))
-        self.lost.update((what, self.translate.choice(what)) for what, _ in there.losses())
-        self._put("source", kind, row.id, whole, {*there.invented, *row.unread})
+        lost = [what for what, _ in there.losses()]
+        self._put("source", kind, row.id, whole, {*there.invented, *row.unread}, lost)
 
     async def read_target(self, told: Told) -> None:
         """Every row as it stands there."""
@@ -357,12 +358,14 @@ class Comparison:
 
     # ------------------------------------------------------------------------------------------------------ on disk
 
-    def _put(self, side: str, kind: str, id: Id, row: Any, skip: Iterable[str]) -> None:
+    def _put(
+        self, side: str, kind: str, id: Id, row: Any, skip: Iterable[str], lost: Sequence[str] | None = None
+    ) -> None:
         said = content(self.target.dialect, row, self._compared(kind) if side == "target" else None)
         name = sayable(getattr(row, "name", None) or getattr(row, "text", None))
-        told = (side, kind, id, name, json.dumps(said), json.dumps(sorted(skip)))
+        told = (side, kind, id, name, json.dumps(said), json.dumps(sorted(skip)), json.dumps(lost) if lost else None)
         # A row that comes twice while the account is in use is the one that came first.
-        if not self.db.execute("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?, ?, ?, NULL)", told).rowcount:
+        if not self.db.execute("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", told).rowcount:
             return
         if side == "source" and not (origin := mark(self.plan.source.origin, row.KIND, id)).endswith(f":{id}"):
             self.db.execute("INSERT OR IGNORE INTO alias VALUES (?, ?)", (origin, id))
@@ -446,6 +449,7 @@ class Comparison:
             if kind not in pairs:
                 self._guess(kind)
             self._compare(kind)
+        self._count_lost()
         by = {way: {what: n for (what, chosen), n in self.lost.items() if chosen == way} for way in CHOICES}
         return Verdict(
             source=_place(self.source),
@@ -532,6 +536,13 @@ class Comparison:
                 self.were_there[kind] += 1
             else:
                 self._found(Finding(kind=kind, sign=Sign.EXTRA, target=row.id, name=row.name))
+
+    def _count_lost(self) -> None:
+        """What of the rows that are there did not come with them: of those that are not, all is missing."""
+        sql = "SELECT lost, count(*) FROM row WHERE partner IS NOT NULL AND lost IS NOT NULL GROUP BY lost"
+        for lost, rows in self.db.execute(sql):
+            for what in json.loads(lost):
+                self.lost[what, self.translate.choice(what)] += rows
 
     def _found(self, finding: Finding) -> None:
         self.kinds[finding.kind][finding.sign] += 1
