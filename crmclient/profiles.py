@@ -8,7 +8,7 @@
     account = "acme"
 
 ``CRMCLIENT_CONFIG`` names another file. ``CRMCLIENT_ACME_TOKEN`` or ``CRMCLIENT_ACME_CLIENT_SECRET``, else
-``CRMCLIENT_TOKEN`` or ``CRMCLIENT_CLIENT_SECRET``, hold the secrets; a file that holds one is refused. A profile with
+``CRMCLIENT_TOKEN`` or ``CRMCLIENT_CLIENT_SECRET``, hold the secrets; a profile that holds one is refused. A profile with
 ``login = "…"`` comes in with ``CRMCLIENT_ACME_HASH`` (the API key) or ``CRMCLIENT_ACME_PASSWORD``.
 """
 
@@ -131,13 +131,14 @@ def find(
             pace=pace_folder(environ),
         )
     file = config_file(environ, cwd)
-    known = {} if file is None else load(file, environ)
-    if where in known:
+    known = {} if file is None else _tables(file)
+    if file is not None and where in known:
         if named:
             raise Misconfigured(
                 f"profile {where} says in {file} where its account is; --account and --base-url go with a dialect's name"
             )
-        return known[where]
+        # What is wrong with another stops nobody here.
+        return _profile(file, where, known[where], environ)
     if where in dialect_names():
         return Profile(name=where, dialect=where, tokens=token_folder(environ), pace=pace_folder(environ))
     profiles = (
@@ -177,6 +178,11 @@ def _state(environ: Environ) -> Path:
 
 def load(file: Path, environ: Environ = os.environ) -> dict[str, Profile]:
     """All profiles of a file. Raises Misconfigured with the file, the profile and the key that are wrong."""
+    return {name: _profile(file, name, table, environ) for name, table in _tables(file).items()}
+
+
+def _tables(file: Path) -> dict[str, Any]:
+    """The profiles of a file as they stand there, by name."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as wrong:
@@ -189,15 +195,14 @@ def load(file: Path, environ: Environ = os.environ) -> dict[str, Profile]:
     if not isinstance(tables, dict):
         raise Misconfigured(f"{file}: profiles are tables [profiles.NAME]")
     named: dict[str, Any] = tables  # pyright: ignore[reportUnknownVariableType]
-    made = {name: _profile(file, name, table, environ) for name, table in named.items()}
     spelt: dict[str, str] = {}
-    for name in made:
+    for name in named:
         other = spelt.setdefault(variable(name, "TOKEN"), name)
         if other != name:
             raise Misconfigured(
                 f"{file}: profiles {other!r} and {name!r} would share the variable {variable(name, 'TOKEN')}; rename one"
             )
-    return made
+    return named
 
 
 def _profile(file: Path, name: str, table: Any, environ: Environ) -> Profile:
@@ -278,11 +283,11 @@ def credentials(
         return _app(profile, stored, environ, ask)
     if ask is not None and profile.takes(AccessToken):
         return AccessToken(ask(f"Token of {profile.name}"))
-    otherwise = f", or write login = … into a profile of {FILE}" if profile.takes(Login) else ""
-    raise Misconfigured(
-        f"there are no credentials for {profile.name}: set {variable(profile.name, 'TOKEN')} or CRMCLIENT_TOKEN, "
-        f"or run `crmclient login {profile.name}`{otherwise}"
-    )
+    ways = [f"set {variable(profile.name, 'TOKEN')} or CRMCLIENT_TOKEN", f"run `crmclient login {profile.name}`"]
+    if profile.takes(Login):
+        key = f"write login = … into its profile in {FILE} and set {variable(profile.name, 'HASH')}"
+        ways.insert(len(ways) if profile.takes(OAuthApp) else 0, key)
+    raise Misconfigured(f"there are no credentials for {profile.name}: {', or '.join(ways)}")
 
 
 def _login(profile: Profile, environ: Environ, ask: Ask | None) -> Login:

@@ -1,5 +1,6 @@
 """Kommo v4 in its breadth: every type of field and note both ways, links, and the flows of ``crmclient_kommo``."""
 
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -11,6 +12,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 from attrs import evolve, frozen
+from test_pairs import moved, two
 
 import crmclient_kommo as kommo
 from crmclient import Client, Company, Contact, Deal, Field, Note, Pipeline, Task, connect
@@ -703,6 +705,42 @@ async def test_notes_of_every_type_are_written_and_read_back() -> None:
             assert note.text in (read.text, None)
         changed = await it.crm.notes.update(evolve(made[0], text="Пока"))
         assert (await it.crm.notes.get(changed.id or 0, target=deal.ref)).text == "Пока"
+
+
+@pytest.mark.asyncio
+async def test_notes_that_are_moved_start_no_digital_pipeline_and_those_a_person_makes_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """§4.5: ``is_need_to_trigger_digital_pipeline`` is true unless it is said to be false."""
+    # What an attachment is read with, Kommo takes of nobody.
+    written = {type: params for type, params in NOTES.items() if type != "attachment"}
+    said, answered = list[Any](), httpx.ASGITransport.handle_async_request
+
+    async def overheard(self: httpx.ASGITransport, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST" and request.url.path.endswith("/notes"):
+            said.extend(json.loads(request.content))
+        return await answered(self, request)
+
+    monkeypatch.setattr(httpx.ASGITransport, "handle_async_request", overheard)
+    async with two("kommo", "kommo", contacts=1) as (reading, writing, *_):
+        (contact,) = [row async for row in reading.contacts.list()]
+        notes = [evolve(noted(type, params), target=contact.ref) for type, params in written.items()]
+        for receipt in await reading.notes.create_many(notes):
+            receipt.made()
+        by_hand, said[:] = [*said], []
+        done = await moved(reading, writing)
+    assert done.verdict.equal, done.verdict.as_tree()
+    assert {row["note_type"] for row in by_hand} == {row["note_type"] for row in said} == written.keys()
+    asked = [[row.get("is_need_to_trigger_digital_pipeline") for row in rows] for rows in (by_hand, said)]
+    assert asked == [[None] * len(written), [False] * len(written)]
+
+
+@pytest.mark.parametrize("account_of_old", [{"id": 1}, {"id": 1, "_embedded": {}}])
+@pytest.mark.asyncio
+async def test_an_account_that_was_not_asked_for_its_types_of_tasks_has_none(account_of_old: dict[str, Any]) -> None:
+    async with account(transport=spoiled("/account", account_of_old)) as it:
+        assert await it.crm.setting("task_types") == ()
+        assert (await it.crm.account()).filters is None
 
 
 @pytest.mark.parametrize("type", READ_ONLY)

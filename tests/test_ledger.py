@@ -1,5 +1,6 @@
 """The ledger of a move: what is in it is on the disk, what is damaged in it is told, and anybody can read it."""
 
+import errno
 import os
 import shutil
 import signal
@@ -323,7 +324,7 @@ def test_two_may_look_at_once_and_looking_holds_nobody_up(tmp_path: Path) -> Non
 
 def test_who_opens_one_that_is_in_use_is_told_by_whom_and_since_when(ledger: Ledger) -> None:
     with pytest.raises(
-        LedgerInUse, match=rf"in use by process {os.getpid()} since 20\d\d-\d\d-\d\dT.*wait until that run"
+        LedgerInUse, match=rf"in use by process {os.getpid()} since 20\d\d-\d\d-\d\d .* UTC: wait until that run"
     ):
         Ledger(ledger.path)
     begun(ledger)  # who holds it is not disturbed
@@ -386,6 +387,20 @@ def test_where_it_cannot_be_is_told_by_its_path_and_why(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(LedgerFailed, match=r"folder cannot be used: unable to open database file"):
         Ledger(tmp_path / "folder")
+
+
+class Full(Files):
+    """A disk with no room left for a single byte."""
+
+    def write(self, handle: int, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_on_a_full_disk_not_even_the_lock_can_be_written_and_that_passes(tmp_path: Path) -> None:
+    with pytest.raises(LedgerFailed, match="No space left on device: make room") as full:
+        Ledger(tmp_path / "l", files=Full())
+    assert full.value.passing
+    Ledger(tmp_path / "l").close()
 
 
 def test_a_ledger_whose_opening_fails_does_not_hold_the_lock(tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ from crmclient.cli import commands
 from crmclient.cli import migrate as module
 from crmclient.cli.demo import client_of
 from crmclient.clock import SYSTEM_CLOCK, Clock, FakeClock, SystemClock
+from crmclient.dialect import Rate
 from crmclient.migration.ledger import Ledger, LedgerFailed, Settled, State
-from crmclient.migration.move import Event
+from crmclient.migration.move import Event, run_of
 from crmclient.migration.plan import Plan, Side, capabilities, plan, to_toml
 from crmclient.migration.report import Report
 from crmclient.migration.verify import Sign, Verdict
@@ -172,7 +173,8 @@ def test_a_plan_is_carried_out_and_told_of(pair: Pair, tmp_path: Path) -> None:
     assert tree["verdict"]["equal"] is True
     assert sum(counts["done"] for counts in tree["kinds"].values()) == rows
     assert tree["requests"]["source"] > 0
-    assert f"{rows} rows are dealt with by" in again.stderr
+    assert f"all {rows} rows are dealt with by my plan.ledger; only what is new or was changed since" in again.stderr
+    assert "this will write" not in again.stderr
     assert made == {kind: pair.new.world.count(kind) for kind in KINDS}
 
     status = invoke("status", pair.ledger.name)
@@ -203,6 +205,7 @@ def test_a_lost_ledger_is_made_anew_and_nothing_is_made_twice(pair: Pair) -> Non
     assert json.loads(told.stdout) == pair.plan.moves
     assert sum(call.startswith("POST") for call in pair.new.stats.calls) == posts
     assert sorted(each.name for each in pair.file.parent.glob("*.ledger*") if "new" in each.name) == ["new.ledger"]
+    assert "\nadopted  not gone on with yet\n" in invoke("status", "new.ledger").stdout
     on = invoke(*pair.words("--ledger", "new.ledger", "--yes"))
     assert on.exit_code == 0, on.output
     pair.complete()
@@ -223,7 +226,13 @@ def test_what_an_adoption_that_failed_has_left_is_nothing_to_go_on_by(
 
     monkeypatch.setattr(module, "adopt", half)
     assert invoke(*words).exit_code == 5
-    assert not Path("new.ledger").exists()
+    assert not list(Path().glob("new.ledger*"))
+    # A part of one that was killed is not gone on with either.
+    with Ledger("new.ledger.part") as left:
+        left.adopt([("contacts", 998, 998)])
+        busy = invoke(*words)
+    assert (busy.exit_code, "is in use by process" in busy.stderr) == (7, True)
+    assert Path("new.ledger.part").exists()
     monkeypatch.setattr(module, "adopt", whole)
     done = invoke(*words)
     assert done.exit_code == 0, done.output
@@ -232,7 +241,65 @@ def test_what_an_adoption_that_failed_has_left_is_nothing_to_go_on_by(
     assert "To go on: crmclient migrate old new --plan 'my plan.toml' --ledger new.ledger" in done.stderr
 
 
+@pytest.mark.e2e
+def test_an_adoption_that_cannot_go_well_is_refused_before_anybody_waits(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["adopt", "old", "new", "--plan", pair.file.name, "--ledger", "new.ledger"]
+    long = evolve(pair.plan, quarantine=3600.0)
+    for wrong, said in (
+        (evolve(long, source=evolve(long.source, capabilities="0")), "has changed since the plan was made"),
+        (evolve(long, target=evolve(long.target, address="https://other.example")), "and not kommo at"),
+    ):
+        pair.file.write_text(to_toml(wrong), encoding="utf-8")
+        refused = invoke(*words)
+        assert (refused.exit_code, said in refused.stderr) == (7, True), refused.output
+        assert "still land" not in refused.stderr
+    assert not pair.old.stats.requests + pair.new.stats.requests
+    pair.file.write_text(to_toml(long), encoding="utf-8")
+    for name in SIDES:
+        with monkeypatch.context() as wrongly:
+            wrongly.setenv(f"CRMCLIENT_{name.upper()}_TOKEN", "wrong")
+            done = invoke(*words)
+        assert (done.exit_code, "still land" in done.stderr) == (3, False), done.output
+    assert not list(Path().glob("new.ledger*"))
+
+
 # --------------------------------------------------------------------------------------------------- before it begins
+
+
+@pytest.mark.e2e
+def test_every_command_of_a_move_ends_by_the_same_codes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_it = ("--plan", pair.file.name)
+    commands_of_it = (
+        ("plan", "old", "new"),
+        ("check", "old", "new"),
+        ("adopt", "old", "new", *of_it, "--ledger", "a.ledger"),
+        ("migrate", "old", "new", *of_it, "--yes"),
+    )
+    for each in commands_of_it:
+        unknown = invoke(each[0], "nobody", *each[2:])
+        assert (unknown.exit_code, "no profile" in unknown.stderr) == (7, True), each
+        with monkeypatch.context() as wrongly:
+            wrongly.setenv("CRMCLIENT_NEW_TOKEN", "wrong")
+            assert invoke(*each).exit_code == 3, each
+        with monkeypatch.context() as down:
+            gone = Path("gone.toml")
+            text = Path("crmclient.toml").read_text(encoding="utf-8")
+            gone.write_text(text.replace(pair.new.base_url, "http://127.0.0.1:9"), encoding="utf-8")
+            down.setenv("CRMCLIENT_CONFIG", str(gone.absolute()))
+            moved = evolve(pair.plan, target=evolve(pair.plan.target, address="http://127.0.0.1:9"))
+            pair.file.write_text(to_toml(moved), encoding="utf-8")
+            assert invoke(*each).exit_code == 5, each
+        pair.file.write_text(to_toml(pair.plan), encoding="utf-8")
+    assert not list(Path().glob("*.ledger*"))
+
+
+@pytest.mark.e2e
+def test_nobody_is_told_what_will_be_written_where_it_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRMCLIENT_NEW_TOKEN", "wrong")
+    done = invoke(*pair.words("--yes"))
+    assert (done.exit_code, "this will write" in done.stderr) == (3, False), done.output
 
 
 @pytest.mark.e2e
@@ -329,12 +396,22 @@ def test_a_target_that_is_not_empty_and_a_plan_that_was_edited_are_refused(pair:
     contact = pair.new.world.add("contact", {"name": "here before"})
     done = invoke(*pair.words("--yes"))
     assert (done.exit_code, "the target is not empty" in done.stderr) == (7, True), done.output
+    assert "this will write" not in done.stderr
+    assert not list(Path().glob("*.ledger*"))
     pair.new.world.delete("contact", contact)
     assert invoke(*pair.words("--yes")).exit_code == 0
     pair.file.write_text(to_toml(evolve(pair.plan, quarantine=7)), encoding="utf-8")
     edited = invoke(*pair.words("--yes"))
     assert (edited.exit_code, "the plan was edited since" in edited.stderr) == (7, True), edited.output
     assert "To go on" not in edited.stderr
+    assert "will be written" not in edited.stderr
+    assert json.loads(invoke(*pair.words("--yes", "--json")).stdout)["again"] is None
+    # What it says to do then is done as it is said.
+    named = re.search(r"`crmclient (report .* --plan old\.toml)`", edited.stderr)
+    assert named is not None
+    assert invoke(*shlex.split(named[1])).exit_code == 0
+    on = invoke("migrate", "old", "new", "--plan", "old.toml", "--ledger", pair.ledger.name, "--yes")
+    assert on.exit_code == 0, on.output
 
 
 @pytest.mark.e2e
@@ -352,6 +429,16 @@ def test_a_file_of_something_else_is_not_taken_for_a_ledger(pair: Pair) -> None:
     done = invoke(*pair.words("--yes", "--ledger", pair.file.name))
     assert done.exit_code == 7
     assert done.stderr.startswith("error: ")
+    assert "To go on" not in done.stderr
+    nowhere = invoke(*pair.words("--yes", "--ledger", "no/such.ledger"))
+    assert (nowhere.exit_code, "there is no folder no" in nowhere.stderr, "To go on" in nowhere.stderr) == (
+        7,
+        True,
+        False,
+    )
+    Path("empty.toml").touch()
+    empty = invoke("check", "old", "new", "--plan", "empty.toml")
+    assert (empty.exit_code, "empty.toml is no plan: make one with `crmclient plan" in empty.stderr) == (7, True)
     with closing(sqlite3.connect("other.db")) as other:
         other.execute("CREATE TABLE mine (x)")
     done = invoke(*pair.words("--yes", "--ledger", "other.db"))
@@ -386,7 +473,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_says_how_to_go_on(pair: Pair, sig
         assert report.counts["contacts"][State.INTENT] == 0
         assert report.open_batches() == []
         assert report.violations() == []
-    assert "stopped: the same command as before goes on" in invoke("status", pair.ledger.name).stdout
+    assert "stopped  the same command as before goes on" in invoke("status", pair.ledger.name).stdout
 
     words = command_to_go_on(err)
     assert words == pair.words("--yes")
@@ -580,9 +667,13 @@ class Acted:
     begins = True
 
     def __init__(self, source: Any, target: Any, plan: Plan, ledger: Ledger, *, lanes: int) -> None:
-        self.lanes = lanes
+        self.plan, self.ledger, self.lanes = plan, ledger, lanes
         self.ended = False
         self.verdict: Verdict | None = None
+
+    async def prepare(self) -> None:
+        if self.ledger.run() is None:
+            self.ledger.begin(run_of(self.plan, SYSTEM_CLOCK))
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         if self.begins:
@@ -611,7 +702,8 @@ def acted(monkeypatch: pytest.MonkeyPatch, **ways: Any) -> None:
         (AmbiguousWrite("nobody knows"), 5),
         (DeadlineExceeded("too late", phase="reading", elapsed=1, attempts=1), 5),
         (Banned("support can lift that"), 7),
-        (LedgerFailed("the ledger cannot be used: disk full: make room"), 7),
+        (LedgerFailed("the ledger cannot be used: disk full: make room", passing=True), 5),
+        (LedgerFailed("the ledger cannot be used: no database"), 7),
     ],
 )
 def test_every_way_to_stop_has_its_code_and_its_command_to_go_on(
@@ -661,7 +753,7 @@ def test_what_is_wrong_before_it_begins_is_not_to_be_gone_on_with(
         (VERDICT, {}, 0, ""),
         (evolve(VERDICT, kinds={"contacts": {Sign.SAME: 8, Sign.MISSING: 1}}), {}, 1, ""),
         (VERDICT, {State.REJECTED: 2}, 1, "2 rows were refused: crmclient report 'my plan.ledger'"),
-        (VERDICT, {State.DOUBT: 1}, 1, "1 rows are in doubt: crmclient report 'my plan.ledger'"),
+        (VERDICT, {State.DOUBT: 1}, 1, "1 row is in doubt: crmclient report 'my plan.ledger'"),
     ],
 )
 def test_it_ends_with_0_only_if_all_is_there_and_nothing_was_refused(
@@ -682,7 +774,7 @@ def test_what_there_is_to_say_of_rows_that_moved_is_pointed_to(planned: Plan, mo
     acted(monkeypatch)
     done = invoke(*with_words("--yes"))
     assert done.exit_code == 0
-    assert "1 rows moved, and there is something to say of them: crmclient report 'my plan.ledger'" in done.stderr
+    assert "1 row moved, and there is something to say of it: crmclient report 'my plan.ledger'" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------- how far it is, in numbers
@@ -707,13 +799,46 @@ def test_what_is_left_is_what_the_plan_counts_at_the_pace_so_far(planned: Plan) 
     assert shown.minutes_left(half, 20) == pytest.approx(150 / 3.5 / 60)
     # Before there is a pace, the limit's own: 7 in a second.
     assert shown.minutes_left(event((0, 0)), 0.1) == pytest.approx(200 / 7 / 60)
+    # And a burst is no pace that lasts.
+    assert shown.minutes_left(evolve(half, requests=(9, 70)), 2) == pytest.approx(150 / 7 / 60)
     line = shown.line(half, 20)
     assert (
         line
-        == "moving · source 9 requests, 6% of its limit · target 70 requests, 50% of its limit · less than a minute left"
+        == "moving · source 9 requests, 6% of its limit · target 70 requests, 48% of its limit · less than a minute left"
     )
     assert shown.line(evolve(half, phase="verifying"), 20).startswith("reading both sides to compare · ")
     assert "left" not in shown.line(evolve(half, phase="verifying"), 20)
+
+
+@pytest.mark.parametrize(
+    ("spent", "elapsed", "rates", "share"),
+    [
+        (54, 1.5, [Rate(100, seconds=60)], 0.54),
+        (100, 1.5, [Rate(100, seconds=60)], 1.0),
+        (100, 61, [Rate(100, seconds=60)], 0.5),
+        (14, 1.01, [Rate(7, seconds=1)], 1.0),
+        (15, 1.01, [Rate(7, seconds=1)], 1.0),
+        (70, 20, [Rate(7, seconds=1), Rate(100, seconds=60)], 0.7),
+        (7, 0.1, [Rate(7, seconds=1), Rate(100, seconds=60)], 1.0),
+    ],
+)
+def test_of_a_limit_is_used_what_its_windows_allow_and_never_more_than_all(
+    spent: int, elapsed: float, rates: list[Rate], share: float
+) -> None:
+    assert module._share(spent, elapsed, rates) == pytest.approx(share)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_where_no_terminal_shows_it_a_line_says_now_and_then_how_far_it_is(
+    planned: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = FakeClock()
+    shown = bars(planned, clock)
+    for seconds, requests in ((0, 1), (9, 20), (2, 30), (5, 40), (6, 50)):
+        clock.advance(seconds)
+        shown(event((3, requests), contacts={State.DONE: requests // 10, State.PENDING: 9 - requests // 10}))
+    said = capsys.readouterr().err.splitlines()
+    assert [line[:30] for line in said] == ["3 of 9 rows · moving · source ", "5 of 9 rows · moving · source "]
+    assert "target 30 requests, 36% of its limit" in said[0]
 
 
 def test_what_stands_still_says_until_when_and_how_long_that_still_is(
@@ -724,12 +849,12 @@ def test_what_stands_still_says_until_when_and_how_long_that_still_is(
     until = clock.now() + timedelta(seconds=85)
     at = f"{until.astimezone():%H:%M:%S}"
     waiting = evolve(event((9, 70)), waits_for="40 rows in doubt", until=until)
-    assert shown.waiting(waiting) == f"40 rows in doubt: looking at {at}, 85 s"
+    assert shown.waiting(waiting) == f"40 rows in doubt: waiting 85 s, then looking again ({at})"
     assert shown.waiting(event((9, 70))) == ""
     # Where no terminal shows it: a line as it begins, whatever else happens meanwhile.
     for each in (event((9, 70)), waiting, waiting, evolve(waiting, requests=(9, 71))):
         shown(each)
-    assert capsys.readouterr().err == f"40 rows in doubt: looking at {at}, 85 s\n"
+    assert capsys.readouterr().err == f"40 rows in doubt: waiting 85 s, then looking again ({at})\n"
     # On a terminal the seconds go by, with no event in between.
     console = Console(width=100)
 
@@ -738,16 +863,16 @@ def test_what_stands_still_says_until_when_and_how_long_that_still_is(
             console.print(shown.display())
         return caught.get()
 
-    assert f"40 rows in doubt: looking at {at}, 85 s" in displayed()
+    assert f"40 rows in doubt: waiting 85 s, then looking again ({at})" in displayed()
     clock.advance(60)
-    assert f"40 rows in doubt: looking at {at}, 25 s" in displayed()
+    assert f"40 rows in doubt: waiting 25 s, then looking again ({at})" in displayed()
     clock.advance(60)
-    assert f"{at}, 0 s" in displayed()
+    assert "waiting 0 s" in displayed()
     shown(event((9, 72)))
     assert "in doubt" not in displayed()
     # And what is waited for next has a line of its own.
-    shown(evolve(waiting, until=until + timedelta(seconds=300), waits_for="1 rows in doubt"))
-    assert capsys.readouterr().err.startswith("1 rows in doubt: looking at ")
+    shown(evolve(waiting, until=until + timedelta(seconds=300), waits_for="1 row in doubt"))
+    assert "1 row in doubt: waiting 265 s" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ status and report
@@ -775,7 +900,7 @@ def test_status_says_what_is_in_doubt_and_ends_with_1_only_if_the_ledger_contrad
     assert "https://old.example → https://new.example" in done.stdout
     assert "begun    2026-11-22 03:04:00 UTC, by plan p1" in done.stdout
     assert "? 2 contacts sent 2026-11-22 03:05:00 UTC: not known yet what came of them" in done.stdout
-    assert re.search(r"contacts +8 +2 +1 +18 +1\b", done.stdout)
+    assert re.search(r"waiting +sent +moved +refused +in doubt *\n.*\n *contacts +8 +2 +1 +18 +1\b", done.stdout)
     tree = json.loads(invoke("status", "x.ledger", "--json").stdout)
     assert tree["unknown"] == [{"batch": 1, "kind": "contacts", "rows": 2, "sent_at": "2026-11-22T03:05:00+00:00"}]
     assert tree["kinds"]["contacts"]["rejected"] == 18
@@ -817,13 +942,26 @@ def test_a_page_is_written_over_a_page_and_over_nothing_else(ledger: Path) -> No
     assert not list(Path().glob("*.part"))
 
 
+def test_the_plan_that_a_move_goes_by_is_written_out_and_over_nothing(ledger: Path) -> None:
+    with Ledger(ledger, durable=False) as writing:
+        writing.db.execute("UPDATE run SET plan = 'version = 1 # как было'")
+    done = invoke("report", "x.ledger", "--plan", "the old.toml")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert Path("the old.toml").read_text(encoding="utf-8") == "version = 1 # как было"
+    assert "crmclient migrate SOURCE TARGET --plan 'the old.toml' --ledger x.ledger" in done.stderr
+    Path("the old.toml").write_text("edited", encoding="utf-8")
+    again = invoke("report", "x.ledger", "--plan", "the old.toml")
+    assert (again.exit_code, "is there already, and may have been edited" in again.stderr) == (7, True)
+    assert Path("the old.toml").read_text(encoding="utf-8") == "edited"
+
+
 @pytest.mark.parametrize("name", ["status", "report"])
 def test_what_is_no_ledger_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text").write_text("no database at all, however long this line is made to be" * 40)
     for path in ("missing.ledger", "text"):
         done = invoke(name, path)
-        assert done.exit_code == 1
+        assert done.exit_code == 7
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
     assert not Path("missing.ledger").exists()

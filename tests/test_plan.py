@@ -3,19 +3,22 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 from click.testing import CliRunner, Result
-from test_pairs import BESIDE, NAMES, PAIRS, Done, moved, once, two
+from test_pairs import BESIDE, CLOCKS, NAMES, PAIRS, Done, moved, once, two
 
 from crmclient import (
+    Client,
     Contact,
     Email,
+    Field,
     FieldValue,
     Kind,
     Label,
@@ -28,12 +31,17 @@ from crmclient import (
     Tag,
     Task,
     Verb,
+    connect,
 )
+from crmclient.auth import Login
 from crmclient.cli import commands
 from crmclient.clock import SystemClock
+from crmclient.dialect import read
 from crmclient.entities import FieldType, NoteKind
+from crmclient.migration.engine import Migration
+from crmclient.migration.ledger import Ledger
 from crmclient.migration.losses import CHOICES, choices, in_words
-from crmclient.migration.matching import KINDS, MOVED, mark, unmarked
+from crmclient.migration.matching import KINDS, MOVED, mark, match_fields, unmarked
 from crmclient.migration.plan import (
     FieldMatch,
     Loss,
@@ -47,10 +55,11 @@ from crmclient.migration.plan import (
     to_toml,
 )
 from crmclient.migration.seen import Seen
-from crmclient.migration.translation import FieldThere, Translation, marked
+from crmclient.migration.translation import FieldThere, Translation, Words, marked
 from crmclient.registry import dialect
-from crmclient.sandbox.server import face, served
+from crmclient.sandbox.server import Running, face, served
 from crmclient.sandbox.world import World, populate
+from crmclient_kommo import dialect as kommo
 
 SMALL = {"contacts": 12, "companies": 3, "deals": 8, "tasks": 7, "notes": 6}
 OTHERS = [(origin, goal) for origin, goal in PAIRS if origin != goal]
@@ -291,6 +300,173 @@ async def test_whoever_matches_by_hand_is_told_what_there_is_to_choose_from() ->
         # They are there to be read, and decide nothing.
         assert evolve(made, choices=()).digest == made.digest
         assert from_toml(written) == made
+
+
+# Types of two fields of one code, and what of the source's value is in the target's.
+NO_LIKE = [("text", "select"), ("text", "numeric"), ("multiselect", "select")]
+TAKEN = [
+    ("select", "multiselect", "one"),
+    ("numeric", "text", "5.5"),
+    ("checkbox", "textarea", "yes"),
+    ("date", "text", "2026-03-01"),
+    ("date_time", "text", "2026-02-28 21:00:00 UTC"),
+    ("multiselect", "text", "one, two"),
+    ("url", "text", "one"),
+]
+VALUES: dict[str, list[Any]] = {
+    "numeric": ["5.5"],
+    "checkbox": [True],
+    "date": [int(datetime(2026, 2, 28, 21, tzinfo=UTC).timestamp())],
+    "date_time": [int(datetime(2026, 2, 28, 21, tzinfo=UTC).timestamp())],
+    "multiselect": ["one", "two"],
+}
+
+
+def coded(here: str, there: str) -> Callable[[World, World], None]:
+    """A contact with a value in a field that the target has another of under the same code, by another name and type."""
+
+    def furnish(full: World, empty: World) -> None:
+        options = [{"id": n, "value": word, "code": None, "sort": n} for n, word in ((1, "one"), (2, "two"))]
+        for world, name, type in ((full, "Here", here), (empty, "There", there)):
+            enums = options if type in ("select", "multiselect") else []
+            world.add("field", {"entity": "contact", "code": "X", "name": name, "type": type, "enums": enums})
+        id = str(full.select("field", where={"entity": "contact"})[-1]["id"])
+        values = VALUES.get(here, ["one"])
+        enums = {"one": 1, "two": 2} if here in ("select", "multiselect") else {}
+        held = [{"value": each} | ({"enum_id": enums[each]} if enums else {}) for each in values]
+        full.add("contact", {"name": "holds it", "fields": {id: held}})
+
+    return furnish
+
+
+def said_in(world: World, name: str) -> list[Any]:
+    """What the contacts of an account have in a field."""
+    ids = {str(row["id"]) for row in world.select("field") if row["name"] == name}
+    rows = [row["fields"] for row in world.select("contact")]
+    return [value["value"] for held in rows for id in ids & held.keys() for value in held[id]]
+
+
+@pytest.mark.parametrize("choice", ["drop", "field", "fold"])
+@pytest.mark.parametrize("here, there", NO_LIKE)
+@pytest.mark.asyncio
+async def test_fault_138_a_field_of_the_same_code_that_takes_no_such_values_is_a_loss_and_no_row_is_refused(
+    here: str, there: str, choice: str
+) -> None:
+    async with two("kommo", "kommo", furnish=coded(here, there), contacts=0) as (reading, writing, source, target):
+        made = await plan(reading, writing, choose={"contact.fields: Here": choice})
+        (loss,) = [each for each in made.losses if "fields" in each.what]
+        assert (loss.what, loss.rows, loss.choice) == ("contact.fields: Here", 1, choice)
+        done = await moved(reading, writing, made)
+        assert done.verdict.equal, done.verdict.as_tree()
+        assert {400, 422}.isdisjoint(target.stats.statuses)
+        assert [row["name"] for row in target.world.select("contact")] == ["holds it"]
+        assert said_in(target.world, "There") == []
+        assert said_in(target.world, "Here") == (said_in(source.world, "Here") if choice == "field" else [])
+        folded = ["Here: " + ", ".join(said_in(source.world, "Here"))] if choice == "fold" else []
+        assert [row["text"] for row in target.world.select("note")] == folded
+
+
+@pytest.mark.parametrize("here, there, said", TAKEN)
+@pytest.mark.asyncio
+async def test_a_text_says_whatever_a_field_of_its_code_held_and_one_choice_is_one_of_many(
+    here: str, there: str, said: str
+) -> None:
+    async with two("kommo", "kommo", furnish=coded(here, there), contacts=0) as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        assert [each.what for each in made.losses if "fields" in each.what] == []
+        done = await moved(reading, writing, made)
+        assert done.verdict.equal, done.verdict.as_tree()
+        assert said_in(target.world, "There") == [said]
+
+
+def test_a_field_that_is_said_to_take_a_type_takes_it_in_every_dialect_that_has_both() -> None:
+    T, day = FieldType, date(2026, 3, 1)
+    values = dict.fromkeys(T, "one") | {
+        **dict.fromkeys((T.NUMBER, T.MONEY), Decimal("5.5")),
+        **dict.fromkeys((T.DATE, T.BIRTHDAY), day),
+        **{each: {"name": "Acme"} for each in (T.LEGAL, T.FILE, T.LINKED, T.CHAINED, T.ITEMS)},
+        T.BOOL: True,
+        T.DATETIME: datetime(2026, 3, 1, tzinfo=UTC),
+        T.ADDRESS: {"city": "Paris"},
+    }
+    gone: list[Any] = []
+    for name, (here, content), there in product(("kommo", "amocrm"), values.items(), T):
+        both = (Field(entity=Kind.CONTACT, id=1, code="X", type=here), Field(entity=Kind.CONTACT, code="X", type=there))
+        # A vendor may have no fields of that type at all: of another there is nothing to be matched with.
+        if here is there or not match_fields(both[:1], both[1:]):
+            continue
+        words = Words(fields={(Kind.CONTACT, 1): FieldThere(9, "X", None, there)})
+        with Seen() as seen:
+            row = Contact(id=1, name="A", fields=[FieldValue((content,), field=Ref(Kind.FIELD, 1), type=here)])
+            translated = Translation(dialect("kommo"), dialect(name), words, seen)(row)
+        gone += [(name, here, there)] if translated.lost or not translated.row.fields else []
+    assert gone == []
+
+
+def renamed(full: World, empty: World) -> None:
+    """The target calls its types of tasks by other names; the source has tasks of both."""
+    for id, name in ((1, "Ring them"), (2, "Coffee")):
+        empty.update("task_type", id, {"name": name})
+    target = {"target_kind": "contact", "target_id": full.add("contact", {"name": "c"})}
+    full.add_many("task", [{"text": str(id), "type_id": id, "due": 1_780_000_000, **target} for id in (1, 2)])
+
+
+@pytest.mark.parametrize(
+    "origin, goal", [("kommo", "kommo"), ("amocrm", "kommo"), ("kommo", "amocrm"), ("amoxml", "kommo")]
+)
+@pytest.mark.asyncio
+async def test_a_task_stays_a_call_or_a_meeting_whatever_the_accounts_call_it(origin: str, goal: str) -> None:
+    async with two(origin, goal, furnish=renamed, contacts=0) as (reading, writing, source, target):
+        made = await plan(reading, writing)
+        assert {type.how for type in made.task_types if type.rows} == {"code"}
+        assert "task.type" not in told(made)
+        for side in (source, target):
+            # Kommo tells them with the account: nothing more is asked for.
+            assert side.stats.calls["GET /api/v4/account"] == (1 if side.face.name == "kommo" else 0)
+        done = await moved(reading, writing, made)
+        assert done.verdict.equal, done.verdict.as_tree()
+        assert {row["text"]: row["type_id"] for row in target.world.select("task")} == {"1": 1, "2": 2}
+
+
+def types_of_their_own(full: World, empty: World) -> None:
+    """Both have lunches, each under its own id; errands has only the source."""
+    target = {"target_kind": "contact", "target_id": full.add("contact", {"name": "c"}), "due": 1_780_000_000}
+    for id, name in ((71, "Lunch"), (72, "Errand")):
+        full.add("task_type", {"id": id, "name": name})
+        full.add("task", {"text": name, "type_id": id, **target})
+    empty.add("task_type", {"id": 81, "name": "lunch "})
+
+
+@pytest.mark.asyncio
+async def test_fault_138_a_task_of_a_type_that_the_target_does_not_have_goes_without_it_and_is_not_refused() -> None:
+    async with two("kommo", "kommo", furnish=types_of_their_own, contacts=0) as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        assert {type.name: (type.target, type.how) for type in made.task_types if type.rows} == {
+            "Lunch": (81, "name"),
+            "Errand": (None, None),
+        }
+        assert told(made)["task.type"] == 1
+        done = await moved(reading, writing, made)
+        assert done.verdict.equal, done.verdict.as_tree()
+        assert done.lost["task.type"] == 1
+        assert {400, 422}.isdisjoint(target.stats.statuses)
+        assert {row["text"]: row["type_id"] for row in target.world.select("task")} == {"Lunch": 81, "Errand": 1}
+
+
+@pytest.mark.parametrize("origin, goal", [("kommo", "kommo"), ("amocrm", "kommo"), ("kommo", "amocrm")])
+@pytest.mark.asyncio
+async def test_an_account_that_tells_no_types_of_tasks_moves_all_the_same(
+    origin: str, goal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The answer is that of an account which was not asked for them.
+    monkeypatch.setattr(kommo, "_account_call", lambda: read("/api/v4/account", ("with", "datetime_settings")))
+    async with two(origin, goal, furnish=renamed, contacts=0) as (reading, writing, _, target):
+        made = await plan(reading, writing)
+        assert told(made)["task.type"] == (0 if origin == goal else 2)
+        done = await moved(reading, writing, made)
+        assert done.verdict.equal, done.verdict.as_tree()
+        kept = {row["text"]: row["type_id"] for row in target.world.select("task")}
+        assert kept == {"1": 1, "2": 2 if origin == goal else 1}
 
 
 @pytest.mark.asyncio
@@ -631,6 +807,76 @@ async def test_what_stands_in_the_way_is_said() -> None:
         assert "1 webhooks of the target will be told of every row that is made" in said
 
 
+def blind(crm: Client, running: Running) -> Client:
+    """A client of the same account to which nobody tells its zone."""
+    card = Login(running.credentials["login"], hash=running.credentials["hash"])
+    through, clock = running.transport(), CLOCKS[id(crm)]
+    return connect(crm.dialect.name, base_url=crm.base_url, credentials=card, transport=through, clock=clock)
+
+
+@pytest.mark.parametrize("origin, goal", [("amoxml", "kommo"), ("kommo", "amoxml")])
+@pytest.mark.asyncio
+async def test_fault_143_an_account_whose_zone_nobody_tells_is_refused_before_anything_is_asked(
+    origin: str, goal: str, tmp_path: Path
+) -> None:
+    wanted = r'^amoCRM XML tells times by .*: write zone = "Europe/Moscow", say, into the profile .*connect\(zone=…\)$'
+    async with two(origin, goal, furnish=renamed, contacts=3) as (reading, writing, source, target):
+        made = await plan(reading, writing)
+        xml, running = (reading, source) if origin == "amoxml" else (writing, target)
+        async with blind(xml, running) as nobody_told:
+            sides = [nobody_told if each is xml else each for each in (reading, writing)]
+            before = source.stats.requests, target.stats.requests
+            with pytest.raises(Misconfigured, match=wanted):
+                await plan(*sides)
+            with pytest.raises(Misconfigured, match=wanted), Ledger(tmp_path / "ledger", durable=False) as ledger:
+                async for _ in Migration(*sides, made, ledger, clock=CLOCKS[id(reading)]):
+                    pass
+            assert (source.stats.requests, target.stats.requests) == before
+        done = await moved(reading, writing, made)
+        assert done.verdict.equal, done.verdict.as_tree()
+        for kind, key in (("task", "due"), ("contact", "created_at")):
+            if (goal, key) != ("amoxml", "created_at"):  # it dates rows itself
+                here, there = (sorted(row[key] for row in side.world.select(kind)) for side in (source, target))
+                assert there == here
+
+
+@pytest.mark.parametrize("goal", NAMES)
+@pytest.mark.asyncio
+async def test_who_moves_into_an_account_with_a_digital_pipeline_is_told_to_switch_it_off(goal: str) -> None:
+    async with two("kommo", goal, contacts=1) as (reading, writing, *_):
+        said = "\n".join((await draft(reading, writing)).warnings)
+        assert ("Digital Pipeline" in said and "switch it off" in said) == (goal in ("kommo", "amocrm"))
+
+
+@pytest.mark.parametrize("unpaid", ["source", "target", None])
+@pytest.mark.asyncio
+async def test_an_account_that_heeds_no_filters_is_told_as_such(unpaid: str | None) -> None:
+    async with two("kommo", "kommo", contacts=1) as (reading, writing, source, target):
+        for side, running in (("source", source), ("target", target)):
+            running.account.switches["api-filter"] = side != unpaid
+        said = [each for each in (await draft(reading, writing)).warnings if "filters" in each]
+        assert [each.partition(", a paid")[0] for each in said] == (
+            [f"the filters of Kommo are not switched on for the {unpaid}"] if unpaid else []
+        )
+
+
+@pytest.mark.parametrize("origin", ["kommo", "amocrm"])
+@pytest.mark.asyncio
+async def test_what_a_vendor_says_of_rows_and_no_field_holds_is_counted(origin: str) -> None:
+    async with two(origin, "kommo", contacts=6, deals=20, notes=8) as (reading, writing, source, _):
+        lost = sum(bool(row["loss_reason_id"]) for row in source.world.select("deal"))
+        pinned = source.world.select("note")[:3]
+        for row in pinned:
+            source.world.update("note", row["id"], {"extra": {"pinned": True}, "updated_at": row["updated_at"]})
+        title = reading.dialect.title
+        said = [each for each in (await plan(reading, writing)).warnings if "'s own" in each]
+        assert 0 < lost < 20
+        assert said == [
+            f"{lost} rows have deal.loss_reason_id of {title}'s own: that does not move",
+            *[f"3 rows have note.is_pinned of {title}'s own: that does not move"][: origin == "kommo"],
+        ]
+
+
 @pytest.mark.asyncio
 async def test_a_row_that_cannot_be_read_is_counted_and_the_rest_is_planned() -> None:
     async with two("amocrm", "kommo") as (reading, writing, source, _):
@@ -872,7 +1118,12 @@ def test_the_command_writes_nothing_but_the_plan(tmp_path: Path, unpaced: None) 
                 in run("old", "new", "--users", str(users), env=env).stderr
             )
             same = run("old", "old", env=env)
-            assert (same.exit_code, "are the same account" in same.stderr) == (1, True)
+            assert (same.exit_code, "are the same account" in same.stderr) == (7, True)
+            # Where it cannot be written nothing is read for it.
+            asked = old.stats.requests
+            nowhere = run("old", "new", "--out", str(tmp_path / "no" / "plan.toml"), env=env)
+            assert (nowhere.exit_code, "there is no folder" in nowhere.stderr) == (7, True)
+            assert old.stats.requests == asked
 
 
 def environment(folder: Path, **running: Any) -> dict[str, str]:

@@ -98,6 +98,21 @@ def test_tokens_are_kept_in_the_users_state_by_default() -> None:
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
+def test_a_wrong_profile_stops_only_what_uses_it(tmp_path: Path) -> None:
+    written(tmp_path, OAUTH + '[profiles.sick]\ndialect = "kommo"\ntoken = "hunter2"\n')
+    assert find("acme", environ=environ(tmp_path), cwd=tmp_path).account == "acme"
+    with pytest.raises(Misconfigured, match="'sick': token is a secret"):
+        find("sick", environ=environ(tmp_path), cwd=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "first"), [("amoxml", "write login = "), ("kommo", "set CRMCLIENT_A_TOKEN")])
+def test_without_credentials_it_says_first_what_the_dialect_takes(tmp_path: Path, name: str, first: str) -> None:
+    with pytest.raises(Misconfigured) as told:
+        credentials(Profile(name="a", dialect=name, account="acme"), None, environ=environ(tmp_path))
+    assert f"there are no credentials for a: {first}" in str(told.value)
+    assert ("CRMCLIENT_A_HASH" in str(told.value)) == (name == "amoxml")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -236,8 +236,53 @@ def test_what_the_plan_said_is_told_beside_what_came_of_it(tmp_path: Path) -> No
     assert told["losses"] == [{"what": "deal.price", "rows": 7, "why": "there is no such field", "choice": "drop"}]
     words = [(word["kind"], word["source"], word["target"], word["name"], word["rows"]) for word in told["mapped"]]
     assert words == [("users", 1, 11, "Anna", 3), ("stages", 6, 66, "Won", 4), ("fields", "GOAL", "AIM", "Goal", 2)]
-    assert ["deal.price", "7", "drop", "there is no such field"] in seen.rows
+    assert ["deal: price", "7", "left out", "there is no such field"] in seen.rows
     assert ["users", "1", "11", "Anna", "e-mail", "3"] in seen.rows
+
+
+def test_the_page_says_each_loss_once_in_words_that_no_program_is_known_for(tmp_path: Path) -> None:
+    losses = (
+        Loss(what="contact.updated_by", rows=7, why="not taken for new contacts; nothing like it there"),
+        Loss(what="deal.fields: Age_1", rows=4, why="no such field there", choice="fold"),
+        Loss(what="notes", rows=3, why="no such rows there", choice="archive"),
+        Loss(what="note.params", rows=0, why="not said in its text", choice="fold"),
+    )
+    counted = {"no_place": {"notes": 3}, "archived": {"notes": 3}, "folded": {"deal.fields: Age_1": 1}}
+    found = VERDICT | counted | {"dropped": {"contact.updated_by": 6}, "restamped": {"deal.updated_at": 9}}
+    why = "this cannot be set there; nothing like it there"
+    with Ledger(tmp_path / "x.ledger", durable=False) as ledger:
+        ledger.begin(evolve(RUN, plan=to_toml(evolve(planned(), losses=losses))))
+        before = Reader(page(ledger.path))
+        ledger.note_state("ended", BEGAN, json.dumps(found))
+        after, text = Reader(page(ledger.path)), page(ledger.path)
+    for seen, rows in ((before, (7, 4, 3)), (after, (6, 1, 3))):
+        lost = [row for row in seen.rows if row[-1] in (why, "no such field there", "no such rows there")]
+        assert lost == [
+            ["contact: who changed it last", str(rows[0]), "left out", why],
+            ["deal: “Age_1”", str(rows[1]), "told in a text", "no such field there"],
+            ["notes", str(rows[2]), "kept in the ledger", "no such rows there"],
+        ]
+        assert "Not as it was: 3" in seen.headings
+    assert ["deal: when it was changed last", "9"] in after.rows
+    assert not re.search("updated_|not taken|>(drop|fold|archive)<", text)
+
+
+@pytest.mark.parametrize(
+    "state, told",
+    [
+        ("running", ("killed", "no process works by it: the same command as before goes on", "")),
+        ("adopted", ("adopted", "not gone on with yet", "")),
+        ("stopped", ("stopped", "the same command as before goes on", "")),
+        ("stopped, unsure", ("stopped", "the same command as before goes on", "")),
+        ("stopped: Unavailable: x: y", ("stopped", "the same command as before goes on", "x: y")),
+    ],
+)
+def test_it_is_told_how_a_move_stands_by_which_nobody_works(tmp_path: Path, state: str, told: tuple[str, ...]) -> None:
+    with Ledger(tmp_path / "x.ledger", durable=False) as ledger:
+        ledger.begin(RUN)
+        ledger.note_state(state)
+    with Report(ledger.path) as report:
+        assert report.standing == told
 
 
 def test_a_ledger_whose_plan_nobody_can_read_any_more_still_tells(tmp_path: Path) -> None:
@@ -300,7 +345,11 @@ def test_the_page_says_first_what_came_of_it(ledger: Ledger) -> None:
     assert f"{VERDICT['sentence']} 4 rows were refused. 1 row is in doubt." in text
     assert "2026-11-22 03:04 UTC" in text
     assert ["contacts", "3", "0", "1"] in Reader(text).rows
-    assert ["deal.price", "7"] in Reader(text).rows
+    assert ["deal: price", "7", "left out", ""] in Reader(text).rows
+    # It was compared and not all is as it should be.
+    assert ("<h2>Compared</h2>" in text, "Verified" in text) == (True, False)
+    ledger.note_state("ended", BEGAN, json.dumps(VERDICT | {"equal": True}))
+    assert "<h2>Verified</h2>" in page(ledger.path)
 
 
 def test_the_page_has_a_row_for_each_kind_and_a_section_for_each_fate(ledger: Ledger) -> None:
@@ -311,14 +360,16 @@ def test_the_page_has_a_row_for_each_kind_and_a_section_for_each_fate(ledger: Le
     sections = [heading for heading in seen.headings if ": " in heading]
     assert sections == ["Refused: 4", "In doubt: 1", "Left out: 1", "Folded: 1", "Moved: 1", "Archived: 2", "Words: 1"]
     assert ["companies", "1", "101", "", ""] in seen.rows
-    assert ["companies", "1", "101", "", "company.fields: Größe", '{"амт": 7}'] in seen.rows
-    kinds = [row[0] for row in seen.rows if row[-1].endswith(("was rejected", "</b>)"))]
+    assert ["companies", "1", "101", "", "company: “Größe”", '{"амт": 7}'] in seen.rows
+    kinds = [row[0] for row in seen.rows if row[-1].endswith(("was refused, so this was not sent", "</b>)"))]
     assert kinds == ["contacts", "\u2003└ deals", "\u2003\u2003└ notes", "notes"]
 
 
 def test_nothing_from_outside_is_obeyed_by_a_browser(ledger: Ledger) -> None:
-    ledger.note_state("stopped: <img src=x onerror=alert(1)>")
+    ledger.note_state("stopped: Unreachable: <img src=x onerror=alert(1)>")
+    ledger.close()
     text = page(ledger.path)
+    assert "stopped: &lt;img src=x" in text
     seen = Reader(text)
     assert not {"script", "img", "link", "b", "iframe", "a"} & {*seen.tags}
     assert not [name for name, _ in seen.attributes if name.startswith(("on", "href", "src"))]

@@ -586,7 +586,11 @@ TASKS = Resource(
 
 
 def _notes_of(target: Ref) -> Call:
-    return read(at_path(f"{API}/{TYPES[target.kind]}/{{id}}/notes", id=target.id))
+    return read(at_path(f"{API}/{TYPES[target.kind]}/{{id}}/notes", id=target.id), _PINNED)
+
+
+# §3.3: else none says whether it is.
+_PINNED = ("with", "is_pinned")
 
 
 def _one_note(id: Id, target: Ref | None) -> Call:
@@ -636,7 +640,9 @@ NOTES = Resource(
     },
     routes={
         Verb.LIST: Listing(
-            nested=Nested(parents=tuple(TYPES), every=lambda kind: read(f"{API}/{TYPES[kind]}/notes"), of=_notes_of),
+            nested=Nested(
+                parents=tuple(TYPES), every=lambda kind: read(f"{API}/{TYPES[kind]}/notes", _PINNED), of=_notes_of
+            ),
             rows=wire.rows("notes"),
             filters={"updated_since": _since("updated_at", "updated_since"), "ids": _ids},
         ),

@@ -1,6 +1,7 @@
 """The command line says what there is before it loads any of it: a command is imported when it is run.
 
-Exit codes: 0 well, 1 what the CRM or the configuration refuses, 2 a command line that makes no sense, 130 Ctrl-C.
+Exit codes: 0 well, 1 what the CRM or the configuration refuses, 2 a command line that makes no sense, 130 Ctrl-C. The
+commands of a move tell apart what can be done about it (``terminal.code_of``).
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,27 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from crmclient.cli.plan import both, counting
-from crmclient.cli.terminal import harmless, json_line, say
+from crmclient.cli.terminal import DIFFERENT, FATAL, TOO_LATE, OfAMove, harmless, json_line, say
 from crmclient.client import Client
-from crmclient.errors import (
-    CRMError,
-    DeadlineExceeded,
-    Misconfigured,
-    RateLimited,
-    TransportError,
-    Unavailable,
-)
+from crmclient.errors import DeadlineExceeded, Misconfigured
 from crmclient.migration.plan import Plan, Told, from_toml
 from crmclient.migration.verify import Finding, Sign, Verdict, check
 from crmclient.serial import to_tree
 
-# rclone's exit codes, as far as they mean something here.
-DIFFERENT, AGAIN, FATAL, TOO_LATE = 1, 5, 7, 10
-LATER: Final = (RateLimited, Unavailable, TransportError, DeadlineExceeded)
 _NAME: Final = 40
 
 
-@click.command("check")
+@click.command("check", cls=OfAMove)
 @click.argument("source")
 @click.argument("target")
 @click.option(
@@ -55,7 +46,7 @@ def run_check(
     = the same    * differs    + missing in TARGET    - only in TARGET    ! cannot be read
 
     Ends with 0 only if everything that TARGET has a place for is there as it should be and nothing else is; with 1 if
-    not, 5 if trying again later may help, 7 if it does not, 10 if --within has passed.
+    not, 3 if you have to log in again, 5 if trying again later may help, 7 if it does not, 10 if --within has passed.
 
     \b
     crmclient check old new --plan plan.toml --show differs
@@ -72,10 +63,11 @@ def run_check(
             say(f"warning: {said}")
         with counting(as_json) as told:
             verdict = asyncio.run(_checked(reading, compared, plan, each, told, within))
-    except CRMError as error:
-        say(f"error: {error}")
-        code = TOO_LATE if within is not None and isinstance(error, DeadlineExceeded) else FATAL
-        raise click.exceptions.Exit(AGAIN if code is FATAL and isinstance(error, LATER) else code) from None
+    except DeadlineExceeded:
+        if within is None:
+            raise
+        say(f"error: both accounts could not be read in {within:g} s")
+        raise click.exceptions.Exit(TOO_LATE) from None
     except BrokenPipeError:
         # Whoever read has gone, and nobody knows whether all is equal.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,6 +96,8 @@ def read_plan(file: Path) -> Plan:
     except (OSError, UnicodeDecodeError) as wrong:
         said = getattr(wrong, "strerror", None) or "it is no UTF-8"
         raise Misconfigured(f"{file} cannot be read: {said}") from None
+    if not re.search(r"^\s*version\s*=", text, re.MULTILINE):
+        raise Misconfigured(f"{file} is no plan: make one with `crmclient plan … --out`")
     return from_toml(text, str(file))
 
 

@@ -23,29 +23,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from crmclient.cli.check import AGAIN, DIFFERENT, FATAL, LATER, read_plan
-from crmclient.cli.plan import both, counting, lasting
-from crmclient.cli.terminal import fail, harmless, json_line, nowhere_to_write, say
+from crmclient.cli.check import read_plan
+from crmclient.cli.plan import both, counting, lasting, write_new
+from crmclient.cli.terminal import (
+    DIFFERENT,
+    FATAL,
+    INTERRUPTED,
+    OfAMove,
+    code_of,
+    counted,
+    fail,
+    harmless,
+    json_line,
+    nowhere_to_write,
+    say,
+)
 from crmclient.client import Client
 from crmclient.clock import SYSTEM_CLOCK, Clock
-from crmclient.dialect import Dialect
-from crmclient.errors import AmbiguousWrite, AuthFailed, CRMError, Misconfigured, Unreadable, UsageError
+from crmclient.dialect import Dialect, Rate
+from crmclient.errors import AuthFailed, CRMError, Misconfigured
 from crmclient.migration.adoption import adopt
 from crmclient.migration.costs import minutes
 from crmclient.migration.engine import Migration
-from crmclient.migration.ledger import Item, Ledger, LedgerFailed, Run, State
+from crmclient.migration.ledger import Item, Ledger, LedgerFailed, State
 from crmclient.migration.move import Event
 from crmclient.migration.plan import Plan, Told
-from crmclient.migration.report import Report, counts_tree
+from crmclient.migration.report import SAID, Report, because, counts_tree, on_the_second
 from crmclient.migration.verify import Verdict
 from crmclient.profiles import find, variable
 
-# Beside those of `check`.
-LOG_IN, INTERRUPTED = 3, 130
 # What is said of refused rows.
 _RETRY: Final = "once that is put right, `crmclient migrate … --retry` tries them once more"
 # More of one kind of lines than this is for --json or the page.
 _SHOWN: Final = 12
+# Seconds between two lines that say how far it is, where no terminal shows it.
+_EVERY: Final = 10
 # Shows the cursor again that a live display had hidden.
 _CURSOR: Final = b"\x1b[?25h\n"
 # In the target, or known never to be.
@@ -104,10 +116,8 @@ def run_migrate(
     try:
         plan = read_plan(file)
         reading, writing = both(source, target, writing=True)
-        if wrong := [*plan.of_others(reading, writing), *plan.outdated(reading, writing)]:
-            raise Misconfigured("; ".join(wrong))
-        with work.opened(plan, writing, yes) as ledger:
-            asyncio.run(_moved(work, reading, writing, plan, ledger, lanes=lanes, retry=retry))
+        with work.opened() as ledger:
+            asyncio.run(_moved(work, reading, writing, plan, ledger, yes=yes, lanes=lanes, retry=retry))
     except click.Abort:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except CRMError as error:
@@ -118,16 +128,21 @@ def run_migrate(
 
 
 async def _moved(
-    work: "_Work", source: Client, target: Client, plan: Plan, ledger: Ledger, *, lanes: int, retry: bool
+    work: "_Work", source: Client, target: Client, plan: Plan, ledger: Ledger, *, yes: bool, lanes: int, retry: bool
 ) -> None:
     async with source, target:
         migration = Migration(source, target, plan, ledger, lanes=lanes)
         work.migration = migration
+        # Nobody is asked, or told what will be written, where it is refused.
+        await (migration.prepare() if yes else migration.allowed())
+        work.agree(plan, target, yes, ledger.counts())
         with _Bars(plan, source.dialect, target.dialect, silent=work.as_json) as bars, work.interruptible(bars):
             if retry:
                 await migration.prepare()  # that this ledger is of this plan
                 number = ledger.retry()
-                tried = f"{number} rows were refused, or hung on such: they are tried once more"
+                one = number == 1
+                tried = f"{counted(number, 'rows')} {'was' if one else 'were'} refused, or hung on such: "
+                tried += f"{'it is' if one else 'they are'} tried once more"
                 bars.print(tried if number else "no row was refused, so that none is tried once more")
             async with aclosing(aiter(migration)) as events:
                 async for event in events:
@@ -151,32 +166,41 @@ class _Work:
     interrupted: bool = False
 
     @contextmanager
-    def opened(self, plan: Plan, target: Client, yes: bool) -> Generator[Ledger]:
-        """The ledger, once a person has agreed; one that is new is not made before."""
-        if not self.ledger.exists():
-            self._agree(plan, target, yes, {})
+    def opened(self) -> Generator[Ledger]:
+        """The ledger; one that is new stays only if something has begun by it."""
+        fresh, begun = not self.ledger.exists(), True
+        try:
             with Ledger(self.ledger) as ledger:
-                yield ledger
-            return
-        with Ledger(self.ledger) as ledger:
-            self._agree(plan, target, yes, ledger.counts())
-            yield ledger
+                try:
+                    yield ledger
+                finally:
+                    begun = ledger.run() is not None
+        finally:
+            if fresh and not begun:
+                _remove(self.ledger)
 
-    def _agree(self, plan: Plan, target: Client, yes: bool, counts: Mapping[str, Mapping[State, int]]) -> None:
-        rows = ", ".join(f"{number} {kind}" for kind, number in plan.moves.items() if number)
-        named = plan.target.name or plan.target.account
-        lasts = lasting(max(plan.source_cost.minutes, plan.target_cost.minutes))
-        account = f"{target.dialect.title} at {target.base_url} ({named})"
-        there = sum(each.get(state, 0) for each in counts.values() for state in _OVER)
-        begun = f"; {there} rows are dealt with by {self.ledger} already" if there else ""
-        what = f"write {sum(plan.moves.values())} rows ({rows or 'none'}) into {account}; at best that takes {lasts}{begun}"
+    def agree(self, plan: Plan, target: Client, yes: bool, counts: Mapping[str, Mapping[State, int]]) -> None:
+        """Say what will be done, and have a person agree to it."""
+        what = self._told_beforehand(plan, target, counts)
         if yes:
-            say(f"this will {what}")
+            say(what)
         elif not sys.stdin.isatty():
-            raise Misconfigured(f"this would {what}; there is nobody to ask whether that is meant: give --yes")
-        elif not click.confirm(harmless(f"This will {what}. Go on?"), err=True):
+            raise Misconfigured(f"{what}; there is nobody to ask whether that is meant: give --yes")
+        elif not _confirmed(f"{what[0].upper()}{what[1:]}. Go on?"):
             say("nothing was written")
             raise click.exceptions.Exit(INTERRUPTED)
+
+    def _told_beforehand(self, plan: Plan, target: Client, counts: Mapping[str, Mapping[State, int]]) -> str:
+        number = sum(plan.moves.values())
+        there = sum(each.get(state, 0) for each in counts.values() for state in _OVER)
+        into = f"into {target.dialect.title} at {target.base_url} ({plan.target.name or plan.target.account})"
+        if there and there >= number:
+            dealt = f"all {counted(there, 'rows')} are dealt with by {self.ledger}"
+            return f"{dealt}; only what is new or was changed since will be written {into}"
+        rows = ", ".join(counted(each, kind) for kind, each in plan.moves.items() if each) or "none"
+        lasts = lasting(max(plan.source_cost.minutes, plan.target_cost.minutes))
+        begun = f"; {there} of them are dealt with by {self.ledger} already" if there else ""
+        return f"this will write {counted(number, 'rows')} ({rows}) {into}; at best that takes {lasts}{begun}"
 
     @contextmanager
     def interruptible(self, bars: "_Bars") -> Generator[None]:
@@ -211,9 +235,13 @@ class _Work:
         say(f"error: {error}")
         if isinstance(error, AuthFailed):
             say(f"log in again: {' or '.join(map(_login, self._locked_out(error)))}")
-        # What is wrong with the command itself is put right first; and what has not begun is not gone on with.
-        if self.last is not None or not isinstance(error, UsageError):
+        if self._goes_on:
             say(f"nothing that was done is lost. To go on: {self.again}")
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the same command does: what is wrong with it is put right first, where nothing has begun."""
+        return self.error is None or self.last is not None or code_of(self.error) != FATAL
 
     def _locked_out(self, error: AuthFailed) -> list[str]:
         """Whose credentials they were: one profile, or both where nobody was asked yet."""
@@ -227,7 +255,7 @@ class _Work:
         ended = self.migration is not None and self.migration.ended
         verdict = self.migration.verdict if ended and self.migration is not None else None
         code = (
-            _code(self.error)
+            code_of(self.error)
             if self.error is not None
             else INTERRUPTED
             if verdict is None
@@ -249,13 +277,14 @@ class _Work:
             with Report(self.ledger) as report:
                 remarks = report.remarks
         troubles = (
-            (refused, "were refused", f"; {_RETRY}"),
-            (doubt, "are in doubt", ""),
-            (remarks, "moved, and there is something to say of them", ""),
+            (refused, ("was refused", "were refused"), f"; {_RETRY}"),
+            (doubt, ("is in doubt", "are in doubt"), ""),
+            (remarks, [f"moved, and there is something to say of {each}" for each in ("it", "them")], ""),
         )
         for number, what, then in troubles:
             if number:
-                say(f"{number} rows {what}: crmclient report {shlex.quote(str(self.ledger))}{then}")
+                told = f"{counted(number, 'rows')} {what[number != 1]}"
+                say(f"{told}: crmclient report {shlex.quote(str(self.ledger))}{then}")
         return code
 
     def _tree(self, counts: Mapping[str, Mapping[State, int]], verdict: Verdict | None, code: int) -> dict[str, Any]:
@@ -269,21 +298,33 @@ class _Work:
             "requests": dict(zip(("source", "target"), spent, strict=True)),
             "seconds": round(time.monotonic() - self.began, 2),
             "ledger": str(self.ledger),
-            "again": self.again if verdict is None else None,
+            "again": self.again if verdict is None and self._goes_on else None,
         }
 
 
+def _confirmed(question: str) -> bool:
+    """Raises Abort for Ctrl-C, which an event loop would keep to itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm(harmless(question), err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _remove(ledger: Path) -> None:
+    """All that there is of it."""
+    for end in ("", "-wal", "-shm", ".lock"):
+        ledger.with_name(f"{ledger.name}{end}").unlink(missing_ok=True)
+
+
 def _login(name: str) -> str:
-    """The command; a token of the environment is taken before what it keeps."""
-    given = [each for each in (variable(name, "TOKEN"), "CRMCLIENT_TOKEN") if os.environ.get(each)]
+    """How to come in again; a secret of the environment is taken before what the command keeps."""
+    profile = find(name)
+    kinds = ("HASH", "PASSWORD") if profile.logs_in else ("TOKEN",)
+    given = [each for kind in kinds for each in (variable(name, kind), f"CRMCLIENT_{kind}") if os.environ.get(each)]
+    if profile.logs_in:
+        return f"see that {' or '.join(given) or variable(name, 'HASH')} is that of {profile.login} in {name}"
     return f"`crmclient login {name}`" + (f", once {given[0]} holds a new token or none" if given else "")
-
-
-def _code(error: CRMError) -> int:
-    if isinstance(error, AuthFailed):
-        return LOG_IN
-    later = isinstance(error, (*LATER, Unreadable, AmbiguousWrite)) and getattr(error, "passing", True)
-    return AGAIN if later else FATAL
 
 
 # ------------------------------------------------------------------------------------------------- while it goes on
@@ -291,7 +332,7 @@ def _code(error: CRMError) -> int:
 
 class _Bars:
     """How far it is, where there is a terminal to show it on: a bar for each kind, both limits, when it may end, and what
-    it waits for; elsewhere what it waits for is said once.
+    it waits for; elsewhere a line now and then, and what it waits for once.
     """
 
     def __init__(
@@ -299,7 +340,7 @@ class _Bars:
     ) -> None:
         console = Console(stderr=True, highlight=False)
         self.shown = console.is_terminal and not silent
-        self._plan, self._limits = plan, [_limit(each) for each in (source, target)]
+        self._plan, self._rates = plan, (source.rate, target.rate)
         self._progress = Progress(
             TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), console=console
         )
@@ -309,8 +350,7 @@ class _Bars:
         # Asked for again each time: the seconds go by while nothing else happens.
         self._live = Live(get_renderable=self.display, console=console, transient=True, auto_refresh=self.shown)
         self._tasks: dict[str, TaskID] = {}
-        self._began = time.monotonic()
-        self._phase = ""
+        self._began = self._told_at = clock.monotonic()
 
     def __enter__(self) -> "_Bars":
         if self.shown:
@@ -336,13 +376,22 @@ class _Bars:
             if event.until is not None and event.until != self._told_until:
                 say(self.waiting(event))
             self._told_until = event.until
+            self._tell_now_and_then(event)
             return
         for kind, number in self._totals(event).items():
             if kind not in self._tasks:
                 self._tasks[kind] = self._progress.add_task(kind, total=number)
-            done = sum(event.counts.get(kind, {}).get(state, 0) for state in _OVER)
+            done = _done(event, kind)
             self._progress.update(self._tasks[kind], completed=done, total=max(number, done))
-        self._line.plain = harmless(self.line(event, time.monotonic() - self._began))
+        self._line.plain = harmless(self.line(event, self._clock.monotonic() - self._began))
+
+    def _tell_now_and_then(self, event: Event) -> None:
+        now, totals = self._clock.monotonic(), self._totals(event)
+        if event.phase == "ended" or now - self._told_at < _EVERY:
+            return
+        self._told_at = now
+        done = sum(_done(event, kind) for kind in totals)
+        say(f"{done} of {counted(sum(totals.values()), 'rows')} · {self.line(event, now - self._began)}")
 
     def display(self) -> Group:
         """What a terminal shows at this moment."""
@@ -367,9 +416,9 @@ class _Bars:
     def line(self, event: Event, elapsed: float) -> str:
         """Both limits' use, in percent, and how long it may still take."""
         told = [_PHASES.get(event.phase, event.phase)]
-        for side, spent, limit in zip(("source", "target"), event.requests, self._limits, strict=True):
-            used = f", {spent / elapsed / limit:.0%} of its limit" if limit and elapsed > 1 else ""
-            told.append(f"{side} {spent} requests{used}")
+        for side, spent, rates in zip(("source", "target"), event.requests, self._rates, strict=True):
+            used = f", {_share(spent, elapsed, rates):.0%} of its limit" if rates else ""
+            told.append(f"{side} {counted(spent, 'requests')}{used}")
         if event.phase == "moving" and (left := self.minutes_left(event, elapsed)) is not None:
             told.append(f"{lasting(left)} left")
         return " · ".join(told)
@@ -379,24 +428,28 @@ class _Bars:
         cost, moves = self._plan.target_cost.requests, self._plan.moves
         left = float(cost.get("read back", 0))
         for kind, number in moves.items():
-            done = sum(event.counts.get(kind, {}).get(state, 0) for state in _OVER)
+            done = _done(event, kind)
             left += cost.get(f"write {kind}", 0) * max(0.0, 1 - done / number) if number else 0.0
-        spent = event.requests[1]
-        pace = spent / elapsed if spent >= 10 and elapsed > 1 else self._limits[1]
-        return left / pace / 60 if pace else None
+        spent, fewest = event.requests[1], minutes(1, self._rates[1])
+        # A burst is no pace that lasts: never less than the limit takes.
+        each = max(elapsed / spent / 60, fewest) if spent >= 10 and elapsed > 1 else fewest
+        return left * each if each else None
 
 
 def _looking(at: datetime, seconds: float) -> str:
-    return f"looking at {at.astimezone():%H:%M:%S}, {seconds:.0f} s"
+    return f"waiting {seconds:.0f} s, then looking again ({at.astimezone():%H:%M:%S})"
+
+
+def _done(event: Event, kind: str) -> int:
+    return sum(event.counts.get(kind, {}).get(state, 0) for state in _OVER)
+
+
+def _share(spent: int, elapsed: float, rates: Iterable[Rate]) -> float:
+    """Of what the narrowest limit lets through in the windows that have begun by now."""
+    return min(1.0, spent / min(each.limit * (elapsed // each.seconds + 1) for each in rates))
 
 
 _PHASES: Final = {"words": "words and fields", "moving": "moving", "verifying": "reading both sides to compare"}
-
-
-def _limit(spoken: Dialect) -> float:
-    """Requests in a second by the narrowest of its limits; 0 where it has none."""
-    each = minutes(1, spoken.rate) * 60
-    return 1 / each if each else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------- afterwards
@@ -405,7 +458,7 @@ def _limit(spoken: Dialect) -> float:
 _ledger = click.argument("path", metavar="LEDGER", type=click.Path(dir_okay=False, path_type=Path))
 
 
-@click.command("status")
+@click.command("status", cls=OfAMove)
 @_ledger
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 def show_status(path: Path, as_json: bool) -> None:
@@ -428,38 +481,31 @@ def show_status(path: Path, as_json: bool) -> None:
             }
             click.echo(json_line(tree))
         else:
-            for line in _status(report.run, holder):
+            for line in _status(report):
                 click.echo(harmless(line))
             _show_counts(report)
             if number := report.number(State.REJECTED):
                 click.echo(f"{number} refused: {_RETRY}")
             for batch in lost:
-                click.echo(
-                    f"? {len(batch.sources)} {batch.kind} sent {_at(batch.sent_at)}: not known yet what came of them"
-                )
+                sent = f"{len(batch.sources)} {batch.kind} sent {on_the_second(batch.sent_at)}"
+                click.echo(f"? {sent}: not known yet what came of them")
             for each in wrong:
                 click.echo(harmless(f"✗ {each}"))
     raise click.exceptions.Exit(1 if wrong else 0)
 
 
-def _status(run: Run | None, holder: str | None) -> Iterable[str]:
+def _status(report: Report) -> Iterable[str]:
+    run = report.run
     if run is None:
+        holder = report.holder()
         yield f"no move has begun{f'; {holder} works by it' if holder else ''}"
         return
     yield f"{run.source} → {run.target}"
-    yield f"begun    {_at(run.started_at)}, by plan {run.plan_hash}"
-    if run.ended_at is not None:
-        yield f"ended    {_at(run.ended_at)}"
-    elif holder is not None:
-        yield f"running  {holder}"
-    elif run.state == "running":
-        yield "killed   no process works by it: the same command as before goes on"
-    else:
-        yield f"{run.state}: the same command as before goes on"
-
-
-def _at(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S} {moment.tzname() or ''}".strip()
+    yield f"begun    {on_the_second(run.started_at)}, by plan {run.plan_hash}"
+    word, said, why = report.standing
+    yield f"{word:<8} {said}"
+    if why:
+        yield f"because  {why}"
 
 
 def _show_counts(report: Report) -> None:
@@ -469,13 +515,13 @@ def _show_counts(report: Report) -> None:
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("", no_wrap=True)
     for state in used:
-        table.add_column(str(state), justify="right", no_wrap=True)
+        table.add_column(SAID[state], justify="right", no_wrap=True)
     for kind, counts in report.counts.items():
         table.add_row(Text(harmless(kind)), *(str(counts[state] or "-") for state in used))
     Console(highlight=False).print(table)
 
 
-@click.command("report")
+@click.command("report", cls=OfAMove)
 @_ledger
 @click.option(
     "--html",
@@ -484,9 +530,16 @@ def _show_counts(report: Report) -> None:
     metavar="FILE",
     help="Write one page for people who have not followed it.",
 )
+@click.option(
+    "--plan",
+    "out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OUT",
+    help="Write the plan that the move goes by, for where its file was edited since or is lost.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, and nothing else.")
 @click.option("--all", "every", is_flag=True, help="With --json: list the rows that moved, too, with both ids.")
-def show_report(path: Path, page: Path | None, as_json: bool, every: bool) -> None:
+def show_report(path: Path, page: Path | None, out: Path | None, as_json: bool, every: bool) -> None:
     """Tell what the move of LEDGER has come to: what moved, was folded, kept, left out, refused, or is in doubt.
 
     It holds names of people and what they said: the page is for those who may read the accounts.
@@ -498,15 +551,19 @@ def show_report(path: Path, page: Path | None, as_json: bool, every: bool) -> No
     if every and not as_json:
         raise click.UsageError("--all goes with --json")
     with Report(path) as report:
-        report.begun()
+        run = report.begun()
         if page is not None:
             _write_page(page, report)
             say(f"written to {page}")
+        if out is not None:
+            write_new(out, run.plan)
+            given = shlex.join(["--plan", str(out), "--ledger", str(path)])
+            say(f"written to {out}. To go on by it: crmclient migrate SOURCE TARGET {given}")
         if as_json:
             # Not by click.echo, which has each piece on its way before it takes the next.
             sys.stdout.writelines(report.json(every=every, dumps=json_line))
             click.echo()
-        elif page is None:
+        elif page is None and out is None:
             _show(report)
 
 
@@ -542,7 +599,7 @@ def _show(report: Report) -> None:
 
 def _row(item: Item) -> str:
     ids = f"{item.source}" if item.target is None else f"{item.source} → {item.target}"
-    return f"{item.kind} {ids}{f'  {item.name}' if item.name else ''}: {item.error or 'no reason was given'}"
+    return f"{item.kind} {ids}{f'  {item.name}' if item.name else ''}: {because(item) or 'no reason was given'}"
 
 
 def _few(title: str, number: int, lines: Iterable[str]) -> None:
@@ -559,7 +616,7 @@ def _few(title: str, number: int, lines: Iterable[str]) -> None:
 # ------------------------------------------------------------------------------------------------- a ledger made anew
 
 
-@click.command("adopt")
+@click.command("adopt", cls=OfAMove)
 @click.argument("source")
 @click.argument("target")
 @_plan
@@ -579,20 +636,12 @@ def run_adopt(source: str, target: str, file: Path, path: Path, as_json: bool) -
 
     Ends with 3 if you have to log in again, 5 if trying again later may help, 7 if it does not.
     """
-    # Half of it would be worse than none: what it lacks would be made again.
-    part = path.with_name(f"{path.name}.part")
-    try:
-        if path.exists():
-            raise Misconfigured(f"{path} is there already: go on by it, or choose another name")
-        plan = read_plan(file)
-        reading, looked_at = both(source, target)
-        with _new_ledger(part) as ledger, counting(as_json) as told:
-            adopted = asyncio.run(_adopted(reading, looked_at, plan, ledger, told))
-        part.replace(path)
-        part.with_name(f"{part.name}.lock").unlink(missing_ok=True)
-    except CRMError as error:
-        say(f"error: {error}")
-        raise click.exceptions.Exit(_code(error)) from None
+    if path.exists():
+        raise Misconfigured(f"{path} is there already: go on by it, or choose another name")
+    plan = read_plan(file)
+    reading, looked_at = both(source, target)
+    with _new_ledger(path) as ledger, counting(as_json) as told:
+        adopted = asyncio.run(_adopted(reading, looked_at, plan, ledger, told))
     if as_json:
         click.echo(json_line(adopted))
         return
@@ -604,20 +653,22 @@ def run_adopt(source: str, target: str, file: Path, path: Path, as_json: bool) -
 
 @contextmanager
 def _new_ledger(path: Path) -> Generator[Ledger]:
-    """An empty one, also where an earlier attempt has left its part of one."""
-    with Ledger(path) as left:
-        empty = left.run() is None and not left.counts()
-        if empty:
-            yield left
-            return
-    path.unlink()
-    with Ledger(path) as ledger:
-        yield ledger
+    """Whole or none: what half of one lacks would be made again."""
+    part = path.with_name(f"{path.name}.part")
+    Ledger(part).close()  # raises where another process is at it, or where it is something else
+    try:
+        _remove(part)  # what one that was killed has left
+        with Ledger(part) as ledger:
+            yield ledger
+        part.replace(path)
+    finally:
+        _remove(part)
 
 
 async def _adopted(source: Client, target: Client, plan: Plan, ledger: Ledger, told: Told) -> dict[str, int]:
-    if plan.quarantine:
-        until = SYSTEM_CLOCK.now() + timedelta(seconds=plan.quarantine)
-        say(f"what the lost move has sent may still land: {_looking(until, plan.quarantine)}")
+    def waits(seconds: float) -> None:
+        until = SYSTEM_CLOCK.now() + timedelta(seconds=seconds)
+        say(f"what the lost move has sent may still land: {_looking(until, seconds)}")
+
     async with source, target:
-        return await adopt(source, target, plan, ledger, told=told)
+        return await adopt(source, target, plan, ledger, told=told, waits=waits)

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crmclient.cli.read import as_id
-from crmclient.cli.terminal import ask, fail, harmless, json_line, say
+from crmclient.cli.terminal import OfAMove, ask, counted, harmless, json_line, say
 from crmclient.client import Client
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
@@ -43,7 +44,7 @@ _SHOWN: Final = 12
 _THERE: Final = "is there already, and may have been edited: choose another name, or remove it"
 
 
-@click.command("plan")
+@click.command("plan", cls=OfAMove)
 @click.argument("source")
 @click.argument("target")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan there, to edit and keep.")
@@ -97,15 +98,17 @@ def run_plan(
     """Say what moving SOURCE into TARGET would do: rows, users, stages, fields, what is lost, how long it takes.
 
     Both are profiles of crmclient.toml. SOURCE is read whole, TARGET is looked at; nothing is written to either. Edit
-    the file that --out writes and give it to `crmclient check`. Ends with 1 where there are users without a like and
-    --unmatched is refuse.
+    the file that --out writes and give it to `crmclient check`.
+
+    Ends with 1 where there are users without a like and --unmatched is refuse, 3 if you have to log in again, 5 if trying
+    again later may help, 7 if it does not.
 
     \b
     crmclient plan old new --out plan.toml
     crmclient plan old new --json | jq .losses
     """  # noqa: D301  (\b keeps click from joining lines)
-    if out is not None and out.exists():
-        raise fail(f"{out} {_THERE}")
+    if out is not None:
+        _writable(out)
     people = {} if users is None else _people(users)
     reading, looked_at = both(source, target)
     ways: dict[str, Any] = {"unmatched": unmatched, "marker": marker, "allow": allow, "quarantine": quarantine}
@@ -137,20 +140,30 @@ def _people(file: Path) -> dict[str, str]:
                 if not any(line) or line[0].lstrip().startswith("#"):
                     continue
                 if len(line) != 2 or not all(part.strip() for part in line) or line[0].strip() in found:
-                    raise fail(
+                    raise Misconfigured(
                         f"{file}, line {rows.line_num}: each line is source,target, and each source is there once"
                     )
                 found[line[0].strip()] = line[1].strip()
     except (OSError, UnicodeDecodeError, csv.Error) as wrong:
-        raise fail(f"{file} cannot be read: {getattr(wrong, 'strerror', None) or wrong}") from None
+        raise Misconfigured(f"{file} cannot be read: {getattr(wrong, 'strerror', None) or wrong}") from None
     return found
 
 
 def _choice(said: str) -> tuple[str, str]:
     what, _, to = said.rpartition("=")
     if not what or to not in CHOICES:
-        raise fail(f"--choose is WHAT=CHOICE, and a choice is {', '.join(CHOICES)}: not {said}")
+        raise Misconfigured(f"--choose is WHAT=CHOICE, and a choice is {', '.join(CHOICES)}: not {said}")
     return what, to
+
+
+def _writable(out: Path) -> None:
+    """Asked before anything is read, which takes long."""
+    folder = out.absolute().parent
+    if out.exists():
+        raise Misconfigured(f"{out} {_THERE}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        why = "its folder may not be written to" if folder.is_dir() else f"there is no folder {folder}"
+        raise Misconfigured(f"{out} cannot be written: {why}")
 
 
 def write_new(out: Path, plan: str) -> None:
@@ -159,9 +172,9 @@ def write_new(out: Path, plan: str) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(plan)
     except FileExistsError:
-        raise fail(f"{out} {_THERE}") from None
+        raise Misconfigured(f"{out} {_THERE}") from None
     except OSError as wrong:
-        raise fail(f"{out} cannot be written: {wrong.strerror}") from None
+        raise Misconfigured(f"{out} cannot be written: {wrong.strerror}") from None
 
 
 # ---------------------------------------------------------------------------------------------- shared with `check`
@@ -251,7 +264,7 @@ def _matches(made: Plan) -> Iterable[tuple[str, str]]:
             continue
         found = Counter(each.how for each in used if each.how)
         said = [f"{number} by {how}" for how, number in found.items()]
-        lost = [f"{each.name or _plain(each)} ({each.rows} rows)" for each in used if not each.how]
+        lost = [f"{each.name or _plain(each)} ({counted(each.rows, 'rows')})" for each in used if not each.how]
         yield title, "; ".join([*said, *([f"no like: {_few(lost)}"] if lost else [])])
     used = [each for each in made.fields if each.rows]
     if used:
@@ -286,7 +299,7 @@ def _losses(made: Plan) -> Table:
 
 def _cost(cost: Cost) -> str:
     requests = ", ".join(f"{name} {number}" for name, number in cost.requests.items())
-    sizes = ", ".join(f"{number} {kind}" for kind, number in cost.batches.items())
+    sizes = ", ".join(counted(number, kind) for kind, number in cost.batches.items())
     most = f"; a request makes at most {sizes}" if sizes else ""
     total = sum(cost.requests.values())
     return f"{total} requests ({requests}), at {cost.rate}: {lasting(cost.minutes)}{most}"

@@ -46,7 +46,8 @@ _WORDS: Final = {
     multiple=True,
     metavar="'ACTION[=N] [METHOD PATH][#NTH]'",
     help="Make something go wrong: 'drop-after POST *#3', 'status=502 GET *', 'throttle=2#10', 'html#1', 'html-after=502',"
-    " 'late POST *#3' (the vendor acts 3 requests later; 'late=5': 5; 'late=20s': after 20 seconds) …",
+    " 'late POST *#3' (the vendor acts 3 requests later; 'late=5': 5; 'late=20s': after 20 seconds) … Each goes wrong"
+    " once: the NTH request like that, and without #NTH the first.",
 )
 @click.option("--no-limits", is_flag=True, help="Answer as fast as asked.")
 @click.option("--list-switches", is_flag=True, help="Show the switches and end.")

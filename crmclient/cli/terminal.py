@@ -11,7 +11,15 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from crmclient.errors import CRMError
+from crmclient.errors import (
+    AmbiguousWrite,
+    AuthFailed,
+    CRMError,
+    DeadlineExceeded,
+    RateLimited,
+    TransportError,
+    Unavailable,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,6 +116,35 @@ class Commands(click.Group):
         except EOFError:
             say("error: the input ended before it was given")
             ctx.exit(1)
+
+
+# How the commands of a move end: rclone's codes, as far as they mean something here.
+DIFFERENT, LOG_IN, AGAIN, FATAL, TOO_LATE, INTERRUPTED = 1, 3, 5, 7, 10, 130
+_LATER: Final = (RateLimited, Unavailable, TransportError, DeadlineExceeded, AmbiguousWrite)
+
+
+def code_of(error: CRMError) -> int:
+    """What can be done about it: log in again, try again later, or put something right first."""
+    if isinstance(error, AuthFailed):
+        return LOG_IN
+    return AGAIN if getattr(error, "passing", isinstance(error, _LATER)) else FATAL
+
+
+class OfAMove(click.Command):
+    """A command that ends by ``code_of`` whatever stops it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CRMError as error:
+            say(f"error: {error}")
+            ctx.exit(code_of(error))
+
+
+def counted(number: int, things: str) -> str:
+    """``1 company``, ``2 companies``."""
+    one = f"{things.removesuffix('ies')}y" if things.endswith("ies") else things.removesuffix("s")
+    return f"{number} {one if number == 1 else things}"
 
 
 def fail(text: str) -> "click.exceptions.Exit":

@@ -7,6 +7,7 @@ vendor: what can be done, and how, is read off the two dialects.
 
 import asyncio
 import json
+import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -152,13 +153,12 @@ class Migration:
 
     # ------------------------------------------------------------------------------------------------------ preparing
 
-    async def prepare(self) -> None:
-        """See that this plan may be carried out now, by this ledger. Nothing is written to either account.
+    async def allowed(self) -> Mapping[str, int]:
+        """See that this plan may be carried out now, by this ledger: how many rows of each kind a first look finds in a
+        target that nothing was moved into yet. Nothing is written, not even to the ledger.
 
         Raises Misconfigured, which says what is wrong and what to do about it.
         """
-        if self._prepared:
-            return
         plan, ledger = self.plan, self.ledger
         wrong = plan.of_others(self.source, self.target)
         if wrong:
@@ -172,19 +172,30 @@ class Migration:
         if outdated := plan.outdated(self.source, self.target):
             raise Misconfigured(f"{'; '.join(outdated)}: make a new plan, and look at its losses again")
         if begun is not None and begun.plan_hash != plan.digest:
+            written = shlex.join(["crmclient", "report", str(ledger.path)])
             raise Misconfigured(
                 f"the plan was edited since the move of {ledger.path} began at {begun.started_at:%Y-%m-%d %H:%M}: what is "
-                "moved already went by the old one. Go on with that (it is in the ledger: `crmclient report`), or begin "
-                "anew with another ledger and an empty target"
+                f"moved already went by the old one. Go on with that (`{written} --plan old.toml` writes it, and says how), "
+                "or begin anew with another ledger and an empty target"
             )
         if begun is None and ledger.counts():
             raise Misconfigured(
                 f"{ledger.path} was being adopted and is not whole: remove it, and adopt into a new one"
             )
+        if begun is not None:
+            return {}
+        rows = await self._there()
+        if hindrances := plan.hindrances(rows):
+            raise Misconfigured("; ".join(hindrances))
+        return rows
+
+    async def prepare(self) -> None:
+        """What is ``allowed`` begins, or goes on: nothing is written yet save to the ledger. Raises what that raises."""
+        if self._prepared:
+            return
+        rows, ledger, plan = await self.allowed(), self.ledger, self.plan
+        begun = ledger.run()
         if begun is None:
-            rows = await self._there()
-            if hindrances := plan.hindrances(rows):
-                raise Misconfigured("; ".join(hindrances))
             for kind, number in rows.items():
                 if number:
                     await self._know_the_newest(kind)

@@ -17,6 +17,7 @@ made; (I5) a row is sent only once what it hangs on is made. ``Ledger.violations
 two and the fourth.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -47,7 +48,14 @@ ADOPTED: Final = "adopted"
 
 
 class LedgerFailed(CRMError):
-    """The ledger cannot be written or read: nothing more is sent. What was sent before is in it, or in doubt."""
+    """The ledger cannot be written or read: nothing more is sent. What was sent before is in it, or in doubt.
+
+    ``passing``: its disk is full, and there may be room again.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class LedgerInUse(Misconfigured):
@@ -250,10 +258,11 @@ class Ledger:
             if not self._files.lock(handle):
                 holder = self._files.read(handle, 200).decode(errors="replace").strip() or "another process"
                 raise LedgerInUse(f"{self.path} is in use by {holder}: wait until that run ends, or end it")
-            os.ftruncate(handle, 0)
-            self._files.write(
-                handle, f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}".encode()
-            )
+            with _told(self.path):
+                os.ftruncate(handle, 0)
+                self._files.write(
+                    handle, f"process {os.getpid()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC".encode()
+                )
         except BaseException:
             self._files.close(handle)
             raise
@@ -615,15 +624,15 @@ def _item(found: tuple[Any, ...]) -> Item:
 
 @contextmanager
 def _told(path: Path) -> Generator[None]:
-    """What SQLite complains of, in words that say what to do."""
+    """What SQLite or the disk complains of, in words that say what to do."""
     try:
         yield
     except sqlite3.IntegrityError as wrong:
         raise LedgerFailed(f"{path}: two rows would share one target id: {wrong}") from wrong
-    except sqlite3.DatabaseError as wrong:
-        full = "full" in str(wrong) or "disk I/O" in str(wrong)
+    except (sqlite3.DatabaseError, OSError) as wrong:
+        full = any(sign in str(wrong) for sign in ("full", "disk I/O", os.strerror(errno.ENOSPC)))
         cure = ": make room and run the same command again" if full else ""
-        raise LedgerFailed(f"the ledger {path} cannot be used: {wrong}{cure}") from wrong
+        raise LedgerFailed(f"the ledger {path} cannot be used: {wrong}{cure}", passing=full) from wrong
 
 
 # --------------------------------------------------------------------------------------------------- rows as text

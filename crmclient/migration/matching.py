@@ -131,15 +131,17 @@ def match_fields(source: Sequence[Field], target: Sequence[Field]) -> dict[tuple
 
 
 def _takes(there: FieldType, here: FieldType) -> bool:
-    """Whether any value of one type can be one of the other."""
-    return there in (here, *_ANY_OF.get(here, ()), FieldType.TEXT, FieldType.TEXTAREA)
+    """Whether any value of one type can be one of the other: in a text each is said in words."""
+    return there in (here, *_ANY_OF.get(here, ()), *TEXTS)
 
 
+TEXTS: Final = (FieldType.TEXT, FieldType.TEXTAREA)
 _ANY_OF: Final[Mapping[FieldType, tuple[FieldType, ...]]] = {
     FieldType.SELECT: (FieldType.RADIO, FieldType.MULTISELECT),
     FieldType.RADIO: (FieldType.SELECT, FieldType.MULTISELECT),
-    FieldType.DATE: (FieldType.DATETIME, FieldType.BIRTHDAY),
-    FieldType.BIRTHDAY: (FieldType.DATE, FieldType.DATETIME),
+    # A day is no moment: of which zone its midnight would be, nobody tells.
+    FieldType.DATE: (FieldType.BIRTHDAY,),
+    FieldType.BIRTHDAY: (FieldType.DATE,),
 }
 
 

@@ -19,6 +19,8 @@ from crmclient.serial import cursor_from_tree, cursor_to_tree
 
 # So many rows of a page are noted together.
 _PORTION: Final = 40
+# So much of a text says which row it is of.
+_CALLED: Final = 60
 
 
 class Reading:
@@ -114,7 +116,7 @@ class Reading:
         if above is not None and Company not in move.source.dialect.resources and "companies" in taken:
             name = named_company(company)
             yield Fresh(kind="companies", source=above, row=Company(id=above, name=name), name=name)
-        named = getattr(row, "name", None) if kind == "companies" else None
+        named = _called(row)
         if kind not in taken:
             words = "company" in move.target.dialect.resource(Contact).survivors(Verb.CREATE)
             state = State.FOLDED if kind == "companies" and words else State.SKIPPED
@@ -124,9 +126,19 @@ class Reading:
             return
         yield Fresh(kind=kind, source=source, row=row, above=above, name=named)
         for note in self._wording.translate.besides(row):
-            yield Fresh(kind="notes", source=note.id or 0, row=note)
+            yield Fresh(kind="notes", source=note.id or 0, row=note, name=_called(note))
 
     def note(self, fresh: Sequence[Fresh], *, cursor: str | None = None, ended: bool = False) -> None:
         for each in self._move.ledger.ingest(fresh, cursor=cursor, ended=ended):
             self._move.counts.setdefault(each.kind, Counter())[each.state] += 1
             self._queue.grown(each.kind)
+
+
+def _called(row: Any) -> str | None:
+    """What a person knows a row by, once all else of it is gone: its name, how its text begins, or that it was a call."""
+    if isinstance(row, Company):
+        return row.name  # whole: where companies are but words, it is what contacts are told
+    parts = [getattr(row, name, None) for name in ("first_name", "last_name")]
+    said = getattr(row, "name", None) or " ".join(filter(None, parts)) or getattr(row, "text", None)
+    said = said or getattr(row, "kind", "").replace("_", " ")
+    return " ".join(said[: 2 * _CALLED].split())[:_CALLED] or None

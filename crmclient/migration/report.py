@@ -21,6 +21,7 @@ from attrs import asdict, frozen
 from crmclient.entities import Id
 from crmclient.errors import Misconfigured
 from crmclient.migration.ledger import ADOPTED, Batch, Item, Ledger, LedgerFailed, Run, State
+from crmclient.migration.losses import What
 from crmclient.migration.matching import KINDS
 from crmclient.migration.plan import Plan, Side, from_toml
 from crmclient.serial import to_tree
@@ -31,6 +32,25 @@ MOST: Final = 1000
 _LONGEST: Final = 300
 # Whose error this is hangs on a row that was refused: "its contact 7 was rejected".
 _HUNG: Final = re.compile(r"its (\w+) (.+) was rejected", re.DOTALL)
+# A ledger notes the class of what stopped it before what that says.
+_CLASS: Final = re.compile(r"\A\w+: ")
+# What became of rows, for people.
+SAID: Final[Mapping[State, str]] = {
+    State.PENDING: "waiting",
+    State.INTENT: "sent",
+    State.MADE: "unfinished",
+    State.DONE: "moved",
+    State.REJECTED: "refused",
+    State.SKIPPED: "left out",
+    State.FOLDED: "folded",
+    State.DOUBT: "in doubt",
+}
+# How a move stands by which nobody works; in all other states it was stopped.
+_STANDING: Final = {
+    "running": ("killed", "no process works by it: the same command as before goes on"),
+    ADOPTED: ("adopted", "not gone on with yet"),
+}
+_STOPPED: Final = ("stopped", "the same command as before goes on")
 # Words that accounts have; whatever else the ledger has noted down is for itself.
 _FOUND_OR_MADE: Final = {"marker": "fields", "field": "fields", "me": "users"}
 
@@ -106,6 +126,17 @@ class Report:
             return self._files.read(handle, 200).decode(errors="replace").strip() or "another process"
         finally:
             self._files.close(handle)
+
+    @property
+    def standing(self) -> tuple[str, str, str]:
+        """How it stands in a word, more of that, and what stopped it, which may be empty."""
+        run = self.begun()
+        if run.ended_at is not None:
+            return "ended", on_the_second(run.ended_at), ""
+        if (holder := self.holder()) is not None:
+            return "running", holder, ""
+        state, _, why = run.state.partition(": ")
+        return *_STANDING.get(state, _STOPPED), _CLASS.sub("", why)
 
     @property
     def plan(self) -> Plan | None:
@@ -276,7 +307,7 @@ class Report:
     def html(self, *, most: int = MOST) -> Iterator[str]:
         """One page that needs nothing else, piece by piece; of no section more than ``most`` rows."""
         run, plan = self.begun(), self.plan
-        title = f"{_place(run.source)} → {_place(run.target)}"
+        (word, _, why), title = self.standing, f"{_place(run.source)} → {_place(run.target)}"
         yield _HEAD.format(title=_shown(title), style=_STYLE)
         yield f"<h1>{_shown(title)}</h1>\n<p class=headline>{_shown(self.sentences)}</p>\n"
         facts = {
@@ -284,7 +315,7 @@ class Report:
             "To": _called(run.target, plan.target if plan is not None else None),
             "Began": _when(run.started_at),
             "Ended": _when(run.ended_at),
-            "State": run.state,
+            "State": ": ".join(filter(None, (word, why))),
             "Plan": run.plan_hash,
             "Run": run.id,
         }
@@ -310,12 +341,26 @@ class Report:
             return
         kinds: Mapping[str, Mapping[str, int]] = verdict["kinds"]
         signs = list(dict.fromkeys(sign for counts in kinds.values() for sign in counts))
-        yield "<h2>Verified</h2>\n<p>Both accounts were read whole afterwards and compared row by row.</p>\n"
+        heading = "Verified" if verdict["equal"] else "Compared"
+        yield f"<h2>{heading}</h2>\n<p>Both accounts were read whole afterwards and compared row by row.</p>\n"
         yield from _numbers(signs, [(kind, [counts.get(sign, 0) for sign in signs]) for kind, counts in kinds.items()])
-        for name, about in _VALUES.items():
-            if counts := verdict.get(name):
-                yield f"<h3>{about}</h3>\n"
-                yield from _numbers(("rows",), [(what, [number]) for what, number in sorted(counts.items())])
+        if stamps := verdict.get("restamped"):
+            yield "<h3>What the target dates and signs itself</h3>\n"
+            yield from _numbers(("rows",), [(_named(what), [number]) for what, number in sorted(stamps.items())])
+
+    def _losses(self, plan: Plan | None) -> list[tuple[str, int, str, str]]:
+        """What does not arrive as it is, of how many rows, what is done with it and why: as both sides were compared, or
+        else as the plan said.
+        """
+        verdict, planned = self.verdict, {each.what: each for each in (plan.losses if plan is not None else ())}
+        counted = {what: (each.choice, each.rows) for what, each in planned.items() if verdict is None}
+        for name, choice in _COUNTED.items():
+            counted.update({what: (choice, rows) for what, rows in (verdict or {}).get(name, {}).items()})
+        return [
+            (_named(what), rows, _CHOICES[choice], _why(planned[what].why or "") if what in planned else "")
+            for what, (choice, rows) in sorted(counted.items())
+            if rows
+        ]
 
     def _sections(self, most: int, plan: Plan | None) -> Iterator[str]:
         both, refused = ("id in the source", "id in the target"), self.number(State.REJECTED)
@@ -323,7 +368,7 @@ class Report:
             "Refused",
             "The target would not take these. What hung on a refused row stands under it and was not sent.",
             ("kind", *both, "name", "because"),
-            ((_indented(depth, each), *_ids(each), each.name, each.error) for depth, each in self.refused()),
+            ((_indented(depth, each), *_ids(each), each.name, because(each)) for depth, each in self.refused()),
             most,
             refused,
         )
@@ -335,12 +380,12 @@ class Report:
             most,
             self.remarks,
         )
-        losses = plan.losses if plan is not None else ()
+        losses, by = self._losses(plan), "the plan said beforehand" if self.verdict is None else "the comparison found"
         yield from _section(
-            "Named beforehand",
-            "What of these rows does not arrive as it is, as the plan said before anything was moved.",
-            ("what", "rows", "choice", "because"),
-            ((each.what, each.rows, each.choice, each.why) for each in losses),
+            "Not as it was",
+            f"What the target cannot hold as the source does, as {by}.",
+            ("what", "rows", "what is done with it", "because"),
+            losses,
             most,
             len(losses),
         )
@@ -359,7 +404,7 @@ class Report:
             "Archived",
             "The target has no place for these values. They are kept in the ledger.",
             ("kind", *both, "name", "what", "value"),
-            ((each.kind, *_ids(each), each.name, each.what, _said(each.value)) for each in self.kept()),
+            ((each.kind, *_ids(each), each.name, _named(each.what), _said(each.value)) for each in self.kept()),
             most,
             archived,
         )
@@ -368,7 +413,10 @@ class Report:
             "Words",
             "Users, stages, fields and types of tasks that rows are of, and what each is in the target.",
             ("kind", *both, "name", "found by", "rows"),
-            ((each.kind, each.source, each.target, each.name, each.how, each.rows) for each in self.words()),
+            (
+                (each.kind.replace("_", " "), each.source, each.target, each.name, each.how, each.rows)
+                for each in self.words()
+            ),
             most,
             words,
         )
@@ -405,6 +453,12 @@ def _above(item: Item) -> str | None:
 
 
 _PLURALS: Final = {"company": "companies", "contact": "contacts", "deal": "deals", "task": "tasks", "note": "notes"}
+
+
+def because(item: Item) -> str | None:
+    """Why a row became what it is, for people."""
+    hung = _HUNG.fullmatch(item.error or "")
+    return f"its {hung[1]} {hung[2]} was refused, so this was not sent" if hung is not None else item.error
 
 
 def _tree(item: Item, *, dumps: Callable[[Any], str]) -> str:
@@ -469,11 +523,42 @@ _SECTIONS: Final = (
     ("Folded", "These have no row of their own in the target: they stay as words on others.", State.FOLDED),
     ("Moved", "These are in the target.", State.DONE),
 )
-_VALUES: Final = {
-    "no_place": "Rows for which there is no place",
-    "dropped": "Values that were dropped",
-    "folded": "Values that were folded into texts",
-    "restamped": "What the target dates and signs itself",
+# What a verdict counts, by what was chosen; rows without a place that are kept whole are in two of them.
+_COUNTED: Final = {
+    "no_place": "drop",
+    "dropped": "drop",
+    "folded": "fold",
+    "in_fields": "field",
+    "archived": "archive",
+}
+_CHOICES: Final = {
+    "drop": "left out",
+    "fold": "told in a text",
+    "field": "put into a field made for it",
+    "archive": "kept in the ledger",
+}
+# Fields whose own names do not say it.
+_FIELDS: Final = {
+    "owner": "who is responsible",
+    "created_at": "when it was made",
+    "created_by": "who made it",
+    "updated_at": "when it was changed last",
+    "updated_by": "who changed it last",
+    "closed_at": "when it was closed",
+    "contacts": "whom it is about",
+    "target": "what it belongs to",
+    "due": "by when",
+    "done": "whether it is done",
+    "result": "what came of it",
+    "kind": "of which kind it is",
+    "raw_kind": "of which kind it is",
+    "params": "what it holds beside its text",
+    "fields": "further fields",
+}
+_WHYS: Final = {
+    r"not taken for new .+": "this cannot be set there",
+    r"said in its text": "the text says it",
+    r"not said in its text": "the text does not say it",
 }
 # Neither obeyed by a browser nor shown by it as it is: control characters, what turns the direction of text.
 _UNSEEN: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
@@ -508,6 +593,21 @@ def _shown(said: object) -> str:
     return html.escape(_UNSEEN.sub(lambda found: " " if found[0] in "\t\r\n" else "\ufffd", cut))
 
 
+def _named(what: str) -> str:
+    """``contact.updated_by`` in plain words; rows as a whole are said plainly already."""
+    told = What(what)
+    if told.kind is None:
+        return what
+    called = f"“{told.custom}”" if told.custom is not None else _FIELDS.get(told.name, told.label)
+    return f"{told.kind.replace('_', ' ')}: {called}"
+
+
+def _why(whys: str) -> str:
+    """A plan joins its reasons."""
+    told = (next((said for each, said in _WHYS.items() if re.fullmatch(each, why)), why) for why in whys.split("; "))
+    return "; ".join(told)
+
+
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -518,6 +618,10 @@ def _place(address: str) -> str:
 
 def _called(address: str, side: Side | None) -> str:
     return f"{address} ({side.name})" if side is not None and side.name else address
+
+
+def on_the_second(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} {moment.tzname() or ''}".strip()
 
 
 def _when(moment: datetime | None) -> str:

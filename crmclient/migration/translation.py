@@ -36,6 +36,7 @@ from crmclient.migration.losses import OF_ITS_KIND, What, choices, in_words, sta
 from crmclient.migration.matching import (
     MARKER,
     MOVED,
+    TEXTS,
     company_key,
     kind_at,
     kind_of,
@@ -193,7 +194,8 @@ class Translation:
             return Translated(row=kept, left_out=why, archived=self.kept_whole(what, row))
         later = self._finishing(kept, complete)
         cut = {name for name in gone if not same(getattr(complete, name), getattr(kept, name))} - later.keys()
-        lost = {name: self._why(kind, name) for name in self._lost(kind, row, complete)}
+        less = self._lost(kind, row, complete) | ({"fields"} if fields_lost else set[str]())
+        lost = {name: self._why(kind, name) for name in less}
         lost |= {name: self._cut(kind, name) for name in cut}
         lacks = [name for name in resource.required if is_empty(getattr(kept, name))]
         there = Translated(
@@ -373,6 +375,8 @@ class Translation:
                 lost[label_of(value)] = "the field there lacks this choice"
             if not values:
                 return None
+        if there.type in TEXTS and value.type not in TEXTS and [*map(type, values)] not in ([], [str]):
+            values = (in_words(values, self.words.names),)
         ref = Ref(Kind.FIELD, there.id) if there.id is not None else None
         return evolve(value, field=ref, code=there.code, name=there.name, type=there.type, values=values)
 
@@ -402,7 +406,8 @@ class Translation:
     def _lost(self, kind: str, row: Any, moved: Any) -> set[str]:
         """What of a row there is nothing for in the target: a user, a stage, a field, a word of the source's vendor."""
         told = set(field_names(MOVED[kind])) - set(MIRRORED.get(kind, ())) - {"outcome", "pipeline"}
-        return told & (filled(row) - filled(moved) | _shortened(row, moved))
+        fewer = len(getattr(moved, "contacts", ())) < len(getattr(row, "contacts", ()))
+        return told & (filled(row) - filled(moved) | ({"contacts"} if fewer else set[str]()))
 
     def _why(self, kind: str, name: str) -> str:
         if f"{MOVED[kind].KIND}.{name}" in OF_ITS_KIND:
@@ -466,17 +471,6 @@ def _no_place(row: Any, required: Sequence[str]) -> str | None:
     if isinstance(row, Note) and not row.text and not row.params:
         return "says nothing"
     return "hangs on nothing" if "target" in required and row.target is None else None
-
-
-def _shortened(row: Any, moved: Any) -> set[str]:
-    """Lists that have become shorter, in rows or in what the rows hold."""
-    held = {name: _lengths(row, name) for name in ("contacts", "fields")}
-    return {name for name, length in held.items() if _lengths(moved, name) < length}
-
-
-def _lengths(row: Any, name: str) -> int:
-    parts: tuple[Any, ...] = getattr(row, name, ())
-    return len(parts) + sum(len(part.values) for part in parts if isinstance(part, FieldValue))
 
 
 def same(sent: Any, found: Any) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import json
 import os
 import re
 import sqlite3
@@ -60,6 +61,7 @@ from crmclient.migration.ledger import (
 from crmclient.migration.matching import MARKER, MOVED
 from crmclient.migration.move import Event
 from crmclient.migration.plan import Cost, Plan, plan, to_toml
+from crmclient.migration.report import Report
 from crmclient.registry import dialect
 from crmclient.sandbox.faults import Action, Fault
 from crmclient.sandbox.server import Running, face, in_process
@@ -252,7 +254,7 @@ async def test_fault_132_the_same_run_started_twice_names_who_is_at_it_and_sends
     assert done.verdict is not None
     assert done.verdict.equal
     assert len(refused) > 5
-    since = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
+    since = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     said = rf"in use by process {os.getpid()} since {since}: wait until that run ends, or end it"
     assert all(re.search(said, each) for each in refused)
 
@@ -488,9 +490,11 @@ async def test_fault_134_a_row_that_is_refused_for_ever_is_a_dead_letter_and_so_
     # In the words of whoever refused it, and by the field.
     assert re.search("owner|user" if kind == "contact" else "stage|status", reason), reason
     assert told[f"{kind}s", ids[kind]].attempts == 1
+    assert told[f"{kind}s", ids[kind]].name == ("Hers" if kind == "contact" else "A deal")
     for key in hanging:
         assert told[key].error == f"its {kind} {ids[kind]} was rejected"
         assert told[key].attempts == 0
+        assert told[key].name == "of what is refused"
     # Nothing hangs on nothing, and all others are there.
     for each in ("task", "note"):
         assert "of what is refused" not in str(move.target.world.select(each))
@@ -595,6 +599,27 @@ async def test_fault_134_who_dies_as_he_tries_it_once_more_need_not_ask_for_it_a
     assert done.verdict.equal, done.verdict.sentence
     assert move.arrived()
     assert not [item for item in move.items() if item.error is not None]
+
+
+@pytest.mark.asyncio
+async def test_fault_134_what_is_reported_has_a_name_or_how_its_text_begins(moves: Callable[..., Move]) -> None:
+    def furnish(full: World, _: World) -> None:
+        on = full.add("contact", {"name": "Анна\x07"})
+        at = {"target_kind": "contact", "target_id": on}
+        full.add("note", {"text": f"first\n\n  second {'x' * 100_000}", **at})
+        full.add("company", {"name": f"Long {'y' * 90}"})
+
+    move = moves("kommo", "kommo", furnish)
+    done = await move.run(await move.planned())
+    assert done.verdict is not None
+    assert done.verdict.equal, done.verdict.sentence
+    with Report(move.path) as report:
+        tree = json.loads("".join(report.json(every=True)))
+        page = "".join(report.html())
+    names = {(row["kind"], row["name"]) for row in tree["rows"]}
+    assert {("contacts", "Анна\x07"), ("notes", f"first second {'x' * 47}"), ("companies", f"Long {'y' * 90}")} <= names
+    assert not [row for row in tree["rows"] if not row["name"]]
+    assert "Анна\ufffd" in page
 
 
 @pytest.mark.asyncio
@@ -1328,8 +1353,9 @@ async def test_fault_140_sqlite_itself_says_so(moves: Callable[..., Move]) -> No
 
     with pytest.raises(
         LedgerFailed, match=rf"{re.escape(str(move.path))} cannot be used: database or disk is full: make room"
-    ):
+    ) as full:
         await move.run(plan, ledger=small)
+    assert full.value.passing
     done = await move.run(plan)
     assert done.verdict is not None
     assert done.verdict.equal, done.verdict.sentence
@@ -1699,7 +1725,8 @@ async def test_a_plan_that_was_edited_after_the_move_began_is_refused_with_both_
     with pytest.raises(
         Misconfigured,
         match=r"the plan was edited since the move of .*ledger began at 2026-03-20 10:\d\d: what is moved already "
-        r"went by the old one\. Go on with that .*or begin anew with another ledger and an empty target",
+        r"went by the old one\. Go on with that \(`crmclient report \S+ --plan old\.toml` writes it, and says how\), "
+        r"or begin anew with another ledger and an empty target",
     ):
         await move.run(edit(plan))
     assert move.target.world.newest == newest
@@ -1854,5 +1881,6 @@ async def test_half_a_letter_in_one_row_of_the_source_does_not_stop_the_others(
     # It is there with a mark in place of the half, or it was refused by itself and is told.
     refused = {item.kind for item in move.items(State.REJECTED)}
     assert refused <= {"contacts", "companies"}
+    assert {item.kind for item in move.items() if item.name == "?"} == {"contacts", "companies"}
     assert move.target.world.count("contact") == SMALL["contacts"] + ("contacts" not in refused)
     assert move.target.world.count("deal") == SMALL["deals"]
