@@ -712,8 +712,7 @@ async def test_notes_that_are_moved_start_no_digital_pipeline_and_those_a_person
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """§4.5: ``is_need_to_trigger_digital_pipeline`` is true unless it is said to be false."""
-    # What an attachment is read with, Kommo takes of nobody.
-    written = {type: params for type, params in NOTES.items() if type != "attachment"}
+    written = NOTES
     said, answered = list[Any](), httpx.ASGITransport.handle_async_request
 
     async def overheard(self: httpx.ASGITransport, request: httpx.Request) -> httpx.Response:

@@ -308,12 +308,15 @@ def encode_note(note: entities.Note, fields: frozenset[str], context: Context) -
             raise Invalid(f"Kommo takes no note of the kind {word}", [issue])
         # A note's params are written whole, and the type with them (§4.5).
         found["note_type"] = word
-        found["params"] = {**note.params, **({"text": note.text} if note.text is not None else {})}
+        params = {**note.params, **({"text": note.text} if note.text is not None else {})}
+        found["params"] = {name: part for name, part in params.items() if name not in _TOLD.get(word, ())}
     if "target" in fields and note.target is not None:
         found["entity_id"] = note.target.id
     return found
 
 
+# What Kommo tells of a note by itself, and takes from nobody (§4.5).
+_TOLD = {"attachment": ("original_name", "is_drive_attachment", "text")}
 _NOTE_WORDS = {kind: word for word, kind in NOTE_KINDS.items()}
 
 
@@ -327,6 +330,8 @@ def surviving_note(note: entities.Note) -> entities.Note:
     word = _note_word(note)
     if word in WRITABLE_NOTES:
         known = NOTE_KINDS.get(word, NoteKind.OTHER)
+        if word == "attachment" and note.text not in (None, *map(note.params.get, ("file_name", "original_name"))):
+            kept = evolve(kept, text=None)  # all that it says is what the file is called
         return evolve(kept, kind=known, raw_kind=None if word in NOTE_KINDS else word)
     return evolve(kept, kind=NoteKind.TEXT, raw_kind=None, text=note.text or word, params={})
 

@@ -65,11 +65,13 @@ class Sending:
                     continue
                 made = self._finishing.settled(kind, rows[source], receipt.id)
                 told = [*map(str, receipt.issues), *filter(None, [made.error])]
+                if folded(rows[source].there.row) is not None and folded(rows[source].sent) is None:
+                    told.append("it went as a text: as it is, it was refused")
                 became[source] = evolve(made, error="; ".join(told) or None)
             elif isinstance(receipt, Refused):
                 if folded(rows[source].sent) is not None and ledger.mapped(f"text {kind}", source) is None:
                     # A call may lack what makes it one there; what it says goes as a text.
-                    ledger.learn(f"text {kind}", source, None, str(receipt.error))
+                    ledger.learn(f"text {kind}", source, 1, str(receipt.error))
                     became[source] = Settled(state=State.PENDING, struck=True)
                     again.append(source)
                 else:
